@@ -1,0 +1,100 @@
+"""Every refusal of the API as RFC 9457 problem+json, whoever raised it."""
+
+import logging
+from collections.abc import Mapping
+
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse
+from rest_framework import exceptions
+from rest_framework.response import Response
+
+from trainingsite.rendering import JSONRenderer
+from trajectories.errors import Problem, Refused
+
+logger = logging.getLogger(__name__)
+
+TITLES = {
+    400: "The request cannot be understood",
+    401: "No valid key",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    406: "Not acceptable",
+    409: "Not as things are",
+    410: "Gone",
+    413: "Too large",
+    415: "Unsupported media type",
+    429: "Too many requests",
+    500: "A fault of ours",
+    503: "Not available now",
+    507: "Storage is full",
+}
+
+
+def body(status: int, code: str, detail: str, **extra: object) -> dict[str, object]:
+    """The fields of a problem; `extra` ones that are None are left out."""
+    return {
+        "type": f"urn:trainingsite:problem:{code}",
+        "title": TITLES.get(status, "Problem"),
+        "status": status,
+        "code": code,
+        "detail": detail,
+        **{key: value for key, value in extra.items() if value is not None},
+    }
+
+
+def of(problem: Problem) -> dict[str, object]:
+    """A `Problem` as the body of its answer."""
+    reasons = problem.reasons if isinstance(problem, Refused) else []
+    return body(
+        problem.status,
+        problem.code,
+        problem.detail,
+        pointer=problem.pointer,
+        limit=problem.limit,
+        reasons=reasons or None,
+    )
+
+
+def exception_handler(exc: Exception, context: Mapping[str, object]) -> Response | None:
+    """DRF's hook. What is not meant for people returns None: it is logged and becomes a 500."""
+    headers: dict[str, str] = {}
+    if isinstance(exc, Problem):
+        data = of(exc)
+    elif isinstance(exc, Http404):
+        data = body(404, "not-found", "There is no such thing in this project.")
+    elif isinstance(exc, PermissionDenied):
+        data = body(403, "forbidden", str(exc) or "This key may not do that.")
+    elif isinstance(exc, exceptions.APIException):
+        code = exc.default_code.replace("_", "-")
+        data = body(exc.status_code, code, _plain(exc.detail))
+        if isinstance(exc, exceptions.AuthenticationFailed | exceptions.NotAuthenticated):
+            headers["WWW-Authenticate"] = 'Bearer realm="trainingsite"'
+        if isinstance(exc, exceptions.Throttled) and exc.wait is not None:
+            headers["Retry-After"] = str(max(1, round(exc.wait)))
+    else:
+        return None
+    status = data["status"]
+    assert isinstance(status, int)
+    response = Response(data, status=status, headers=headers)
+    response.content_type = "application/problem+json"
+    return response
+
+
+def _plain(detail: object) -> str:
+    if isinstance(detail, list):
+        return " ".join(_plain(part) for part in detail)
+    if isinstance(detail, dict):
+        return " ".join(f"{key}: {_plain(value)}" for key, value in detail.items())
+    return str(detail)
+
+
+def answer(status: int, code: str, detail: str) -> HttpResponse:
+    """The same for plain Django views and the error pages of the API's paths."""
+    return HttpResponse(
+        JSONRenderer().render(body(status, code, detail)), status=status, content_type="application/problem+json"
+    )
+
+
+def is_api(request: HttpRequest) -> bool:
+    return request.path.startswith(("/api/", "/otel/", "/v1/"))
