@@ -89,6 +89,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "trainingsite.security.ContentSecurityPolicyMiddleware",
+    "trainingsite.slashes.ApiSlashMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -100,7 +101,7 @@ MIDDLEWARE = [
 
 ROOT_URLCONF = "trainingsite.urls"
 WSGI_APPLICATION = "trainingsite.wsgi.application"
-APPEND_SLASH = False  # the API answers with and without the slash by itself; a redirected POST loses its body
+APPEND_SLASH = True  # for pages; the API does without redirects (slashes.py)
 
 TEMPLATES = [
     {

@@ -1,0 +1,34 @@
+"""Where everything is found."""
+
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, URLResolver, include, path
+from django.views.defaults import page_not_found, server_error
+from django.views.generic import RedirectView
+from drf_spectacular.views import SpectacularAPIView
+
+from trainingsite import problems
+
+urlpatterns: list[URLPattern | URLResolver] = [
+    path("", RedirectView.as_view(pattern_name="admin:index")),
+    path("admin/", admin.site.urls),
+    path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
+    path("api/v1/", include("trajectories.urls")),
+    path("api/v1/", include("training.urls")),
+]
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    if problems.is_api(request):
+        return problems.answer(404, "not-found", f"There is nothing at {request.path}. GET /api/schema/ lists the paths.")
+    return page_not_found(request, exception)
+
+
+def fault(request: HttpRequest) -> HttpResponse:
+    if problems.is_api(request):
+        return problems.answer(500, "fault", "A fault of ours; it is in the log. Sending the same again is safe.")
+    return server_error(request)
+
+
+handler404 = "trainingsite.urls.not_found"
+handler500 = "trainingsite.urls.fault"

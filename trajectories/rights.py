@@ -1,0 +1,40 @@
+"""Who may do what in which project: pages ask here, keys ask here for their owners."""
+
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.models import AnonymousUser, User
+from django.db.models import QuerySet
+
+from trajectories.models import Membership, Project, Role
+
+# What each role may besides its own: an operator is also a researcher, everyone reads.
+INCLUDES: dict[str, frozenset[str]] = {
+    Role.READER: frozenset({Role.READER}),
+    Role.RESEARCHER: frozenset({Role.RESEARCHER, Role.READER}),
+    Role.OPERATOR: frozenset({Role.OPERATOR, Role.RESEARCHER, Role.READER}),
+    Role.APPROVER: frozenset({Role.APPROVER, Role.READER}),
+}
+EVERYTHING = frozenset(role for roles in INCLUDES.values() for role in roles)
+
+
+def roles(user: AbstractBaseUser | AnonymousUser | None, project: Project) -> frozenset[str]:
+    """Every role that the user has in the project, with those that they include. A superuser has all."""
+    if not isinstance(user, User) or not user.is_active:
+        return frozenset()
+    if user.is_superuser:
+        return EVERYTHING
+    held = Membership.objects.filter(user=user, project=project).values_list("role", flat=True)
+    return frozenset(role for one in held for role in INCLUDES[one])
+
+
+def may(user: AbstractBaseUser | AnonymousUser | None, project: Project, role: str) -> bool:
+    return role in roles(user, project)
+
+
+def projects(user: AbstractBaseUser | AnonymousUser | None, role: str = Role.READER) -> QuerySet[Project]:
+    """The projects in which the user has the role."""
+    if not isinstance(user, User) or not user.is_active:
+        return Project.objects.none()
+    if user.is_superuser:
+        return Project.objects.all()
+    holding = [held for held, included in INCLUDES.items() if role in included]
+    return Project.objects.filter(memberships__user=user, memberships__role__in=holding).distinct()
