@@ -10,6 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
+from trainingsite.embedded import addresses, broker_url
 from trainingsite.environment import Environment
 
 env = Environment()
@@ -42,7 +43,9 @@ def database(url: str) -> dict[str, str | int | bool | dict[str, str | bool]]:
     except ProgrammingError as exc:
         raise ImproperlyConfigured(f"DATABASE_URL is not a PostgreSQL address: {exc}".strip()) from exc
     if url and not url.startswith(("postgres://", "postgresql://")):
-        raise ImproperlyConfigured("DATABASE_URL does not begin with postgresql://. Only PostgreSQL 15 or later will do.")
+        raise ImproperlyConfigured(
+            "DATABASE_URL does not begin with postgresql://. Only PostgreSQL 15 or later will do."
+        )
     options: dict[str, str | bool] = {
         key: value for key, value in parts.items() if key not in {"host", "port", "user", "password", "dbname"}
     }
@@ -118,11 +121,12 @@ TEMPLATES = [
     },
 ]
 
-DATABASE_URL = env.text("DATABASE_URL", "postgresql:///trainingsite")
+_up = addresses(DATA_DIR)  # of the site that is up on this data folder, for commands typed in another window
+DATABASE_URL = env.text("DATABASE_URL", _up.get("DATABASE_URL", "postgresql:///trainingsite"))
 DATABASES = {"default": database(DATABASE_URL)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-REDIS_URL = env.text("REDIS_URL", "redis://localhost:6379/0")
+REDIS_URL = env.text("REDIS_URL", _up.get("REDIS_URL", "redis://localhost:6379/0"))
 
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 10}},
@@ -148,7 +152,10 @@ STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = True  # one machine needs no collectstatic; WHITENOISE reads the packages' folders
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": DATA_DIR / "blobs"}},
-    "archive": {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": DATA_DIR / "archive"}},
+    "archive": {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {"location": DATA_DIR / "archive"},
+    },
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 
@@ -175,7 +182,7 @@ SPECTACULAR_SETTINGS = {
 }
 
 # Celery. The broker is never a source of truth: rows are the queue, a message is a nudge (celery.py).
-CELERY_BROKER_URL = REDIS_URL
+CELERY_BROKER_URL = broker_url(REDIS_URL)
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "visibility_timeout": 3600,
@@ -208,8 +215,8 @@ ADAPTERS_DIR = env.path("ADAPTERS_DIR", DATA_DIR / "adapters")  # the model serv
 MODELS_CACHE = env.path("MODELS_CACHE", DATA_DIR / "models")
 
 # The model server: vLLM, or the small one that `manage.py up` starts. Empty: nothing is served.
-MODEL_SERVER_URL = env.text("MODEL_SERVER_URL")
-MODEL_SERVER_API_KEY = env.text("MODEL_SERVER_API_KEY")
+MODEL_SERVER_URL = env.text("MODEL_SERVER_URL", _up.get("MODEL_SERVER_URL", ""))
+MODEL_SERVER_API_KEY = env.text("MODEL_SERVER_API_KEY", _up.get("MODEL_SERVER_API_KEY", ""))
 MODEL_SERVER_PUBLIC_URL = env.text("MODEL_SERVER_PUBLIC_URL", MODEL_SERVER_URL)  # what agents are told
 MODEL_SERVER_TIMEOUT_SECONDS = env.number("MODEL_SERVER_TIMEOUT_SECONDS", 60.0, at_least=0.1)
 

@@ -1,0 +1,89 @@
+"""PostgreSQL and Valkey for the test session, and where Chromium is.
+
+The servers are started before Django reads its settings: pytest-django waits for `pytest_configure` because the
+settings module is named here and not in pyproject.toml. Under pytest-xdist the controller starts them once; each
+worker inherits their addresses and makes its own database. DATABASE_URL and REDIS_URL are used where given.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from trainingsite.children import Process
+from trainingsite.embedded import Postgres, Valkey
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "trainingsite.settings")
+
+FOLDER = "trainingsite-tests-"
+NO_CHROMIUM = "no Chromium on this machine (`.ci/run` installs it)"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ or config.getoption("help"):
+        return
+    _remove_what_killed_runs_left()
+    stack = ExitStack()
+    config.add_cleanup(stack.close)
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-"))
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    if me := Process.of(os.getpid()):
+        me.keep(folder / "pytest")
+    os.environ["DATA_DIR"] = str(folder / "data")
+    os.environ.setdefault("SECRET_KEY", "for-tests-only")
+    os.environ.setdefault("REDIS_PREFIX", f"test-{os.getpid()}:")
+    # A Ctrl-C in the terminal is for pytest; SIGTERM too ends the servers in order.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if not os.environ.get("DATABASE_URL"):
+        postgres = Postgres(folder / "postgres", folder, durable=False)
+        stack.callback(postgres.stop)
+        os.environ["DATABASE_URL"] = postgres.start()
+        stack.callback(os.environ.pop, "DATABASE_URL", None)
+    if not os.environ.get("REDIS_URL"):
+        valkey = Valkey(folder / "valkey", folder)
+        stack.callback(valkey.stop)
+        os.environ["REDIS_URL"] = valkey.start()
+        stack.callback(os.environ.pop, "REDIS_URL", None)
+
+
+def _remove_what_killed_runs_left() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        from trainingsite.children import kept
+
+        if (folder / "pytest").exists() and kept(folder / "pytest") is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def chromium_path() -> str | None:
+    """The Chromium that browser tests drive, if this machine has one."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return os.environ.get("CHROMIUM") or next((path for name in names if (path := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[str]:
+    path = chromium_path()
+    if path is None:
+        pytest.skip(NO_CHROMIUM)
+    yield path
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if chromium_path() is None:
+        for item in items:
+            if item.get_closest_marker("browser"):
+                item.add_marker(pytest.mark.skip(reason=NO_CHROMIUM))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_CHROMIUM in str(report.longrepr)]
+    if skipped or chromium_path() is None:
+        terminalreporter.write_line(f"{len(skipped)} browser tests skipped: {NO_CHROMIUM}.")
