@@ -87,7 +87,9 @@ class TrainingPolicy(models.Model):
     )
 
     reward_mix = models.JSONField(
-        default=dict, blank=True, help_text='weights by source: {"recorded": 1, "ruler": 1, "rule:exact_answer": 0, "people": 0}'
+        default=dict,
+        blank=True,
+        help_text='weights by source: {"recorded": 1, "ruler": 1, "rule:exact_answer": 0, "people": 0}',
     )
     rubric = models.ForeignKey(Rubric, null=True, blank=True, on_delete=models.PROTECT, related_name="+")
     rule_judges = ArrayField(models.CharField(max_length=60), default=list, blank=True)
@@ -96,7 +98,9 @@ class TrainingPolicy(models.Model):
     gate_min_gain = models.FloatField(
         default=0.0, help_text="the lower end of the interval of the gain must be above this, in reward"
     )
-    gate_attempts = models.PositiveIntegerField(default=2, help_text="attempts a side at each scenario of an evaluation")
+    gate_attempts = models.PositiveIntegerField(
+        default=2, help_text="attempts a side at each scenario of an evaluation"
+    )
     evaluation_timeout_hours = models.FloatField(default=24.0, validators=[MinValueValidator(0)])
 
     serving_url = models.CharField(max_length=300, blank=True, help_text="a model server of its own; empty: the site's")
@@ -108,7 +112,8 @@ class TrainingPolicy(models.Model):
         constraints = (
             models.CheckConstraint(condition=Q(min_group_size__gte=2), name="policy_group_of_two"),
             models.CheckConstraint(
-                condition=Q(data_quality_threshold__gte=0) & Q(data_quality_threshold__lte=1), name="policy_quality_is_a_share"
+                condition=Q(data_quality_threshold__gte=0) & Q(data_quality_threshold__lte=1),
+                name="policy_quality_is_a_share",
             ),
             models.CheckConstraint(condition=Q(max_drift__gte=0) & finite("max_drift"), name="policy_drift_finite"),
         )
@@ -146,7 +151,9 @@ class JudgeCall(models.Model):
     parts = models.PositiveSmallIntegerField(default=1)
     seed = models.BigIntegerField(default=0, help_text="of the split into parts and of the order shown")
     permutation = ArrayField(models.BigIntegerField(), default=list, help_text="pks of trajectories in the order shown")
-    prompt_hash = models.CharField(max_length=64, blank=True, help_text="of rubric, model, parameters and ordered content")
+    prompt_hash = models.CharField(
+        max_length=64, blank=True, help_text="of rubric, model, parameters and ordered content"
+    )
     prompt = models.TextField(blank=True)
     raw_answer = models.TextField(blank=True)
     state = models.CharField(max_length=8, choices=State, default=State.ASKED)
@@ -163,7 +170,9 @@ class JudgeCall(models.Model):
     class Meta:
         db_table = "judge_calls"
         ordering = ("-id",)
-        constraints = (models.CheckConstraint(condition=Q(part__lt=models.F("parts")), name="judge_call_part_of_parts"),)
+        constraints = (
+            models.CheckConstraint(condition=Q(part__lt=models.F("parts")), name="judge_call_part_of_parts"),
+        )
         indexes = (
             models.Index(fields=("project", "-id"), name="judge_calls_newest"),
             models.Index(fields=("group", "-id"), name="judge_calls_of_group"),
@@ -179,7 +188,9 @@ class RewardJudgment(models.Model):
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="judgments", db_index=False)
     trajectory = models.ForeignKey(Trajectory, on_delete=models.CASCADE, related_name="judgments", db_index=False)
-    group = models.ForeignKey(Group, null=True, blank=True, on_delete=models.SET_NULL, related_name="judgments", db_index=False)
+    group = models.ForeignKey(
+        Group, null=True, blank=True, on_delete=models.SET_NULL, related_name="judgments", db_index=False
+    )
     judge_call = models.ForeignKey(JudgeCall, null=True, blank=True, on_delete=models.CASCADE, related_name="judgments")
     kind = models.CharField(max_length=8, choices=JudgeKind)
     source = models.CharField(max_length=100, help_text='"ruler", "rule:<name>", "people", or the name of the feedback')
@@ -209,7 +220,9 @@ class RewardJudgment(models.Model):
                 condition=~Q(kind="llm") | Q(score__isnull=True) | (Q(score__gte=0) & Q(score__lte=1)),
                 name="judgment_of_llm_0_to_1",
             ),
-            models.CheckConstraint(condition=~Q(kind="llm") | Q(judge_call__isnull=False), name="judgment_of_llm_has_call"),
+            models.CheckConstraint(
+                condition=~Q(kind="llm") | Q(judge_call__isnull=False), name="judgment_of_llm_has_call"
+            ),
         )
         indexes = (
             models.Index(fields=("project", "score", "id"), name="judgments_by_score"),
@@ -261,7 +274,9 @@ class TrainingBatch(models.Model):
     status = models.CharField(max_length=12, choices=BatchStatus, default=BatchStatus.PENDING)
     status_since = models.DateTimeField(db_default=Now())
     mode = models.CharField(max_length=8, choices=Mode)
-    purpose = models.CharField(max_length=40, blank=True, help_text='"placebo", "warm start", … said by who asked for it')
+    purpose = models.CharField(
+        max_length=40, blank=True, help_text='"placebo", "warm start", … said by who asked for it'
+    )
     base_model = models.CharField(max_length=300)
     parent = models.ForeignKey(
         "TrainedModel", null=True, blank=True, on_delete=models.PROTECT, related_name="child_batches"
@@ -294,7 +309,9 @@ class TrainingBatch(models.Model):
         ordering = ("-id",)
         verbose_name_plural = "training batches"
         constraints = (
-            models.UniqueConstraint(fields=("project",), condition=Q(status__in=LIVE_BATCH), name="batch_one_live_a_project"),
+            models.UniqueConstraint(
+                fields=("project",), condition=Q(status__in=LIVE_BATCH), name="batch_one_live_a_project"
+            ),
             models.CheckConstraint(condition=Q(status__in=BatchStatus.values), name="batch_status_known"),
             models.CheckConstraint(
                 condition=~Q(status__in=("training", "uploading", "completed")) | Q(frozen_at__isnull=False),
@@ -339,7 +356,9 @@ class BatchItem(models.Model):
 
     batch = models.ForeignKey(TrainingBatch, on_delete=models.CASCADE, related_name="items", db_index=False)
     batch_group = models.ForeignKey(BatchGroup, on_delete=models.CASCADE, related_name="items")
-    trajectory = models.ForeignKey(Trajectory, null=True, on_delete=models.SET_NULL, related_name="batch_items", db_index=False)
+    trajectory = models.ForeignKey(
+        Trajectory, null=True, on_delete=models.SET_NULL, related_name="batch_items", db_index=False
+    )
     trajectory_ref = models.CharField(max_length=ID_LENGTH, help_text="the id, kept after erasure")
     content_hash = models.BinaryField(max_length=32)
     reward = models.FloatField(null=True, blank=True, help_text="mixed")
@@ -461,7 +480,9 @@ class TrainedModel(models.Model):
     parent = models.ForeignKey("self", null=True, blank=True, on_delete=models.PROTECT, related_name="children")
     batch = models.OneToOneField(TrainingBatch, null=True, blank=True, on_delete=models.PROTECT, related_name="model")
     run = models.OneToOneField(TrainingRun, null=True, blank=True, on_delete=models.SET_NULL, related_name="model")
-    origin = models.CharField(max_length=10, choices=(("trained", "trained here"), ("external", "external")), default="trained")
+    origin = models.CharField(
+        max_length=10, choices=(("trained", "trained here"), ("external", "external")), default="trained"
+    )
     mode = models.CharField(max_length=8, choices=Mode)
     off_policy = models.BooleanField(default=False, help_text="off-policy, uncorrected")
     base_model = models.CharField(max_length=300)
@@ -519,7 +540,8 @@ class Evaluation(models.Model):
     seed = models.BigIntegerField(default=0, help_text="of scenarios chosen, and of the resampling")
     deadline_at = models.DateTimeField(null=True, blank=True)
     result = models.JSONField(
-        null=True, blank=True,
+        null=True,
+        blank=True,
         help_text="candidate and baseline mean, gain with interval, better, worse, ties, worst regressions",
     )
     error = models.TextField(blank=True)
@@ -535,7 +557,9 @@ class Evaluation(models.Model):
             models.CheckConstraint(
                 condition=Q(baseline__isnull=True) | ~Q(baseline=models.F("candidate")), name="evaluation_of_two"
             ),
-            models.CheckConstraint(condition=~Q(state="done") | Q(result__isnull=False), name="evaluation_done_has_result"),
+            models.CheckConstraint(
+                condition=~Q(state="done") | Q(result__isnull=False), name="evaluation_done_has_result"
+            ),
         )
         indexes = (models.Index(fields=("project", "-id"), name="evaluations_newest"),)
 
@@ -608,9 +632,16 @@ class Deployment(models.Model):
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="deployments", db_index=False)
     model = models.ForeignKey(TrainedModel, on_delete=models.PROTECT, related_name="deployments")
     replaces = models.ForeignKey(
-        TrainedModel, null=True, blank=True, on_delete=models.PROTECT, related_name="+", help_text="what served when asked"
+        TrainedModel,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="what served when asked",
     )
-    evaluation = models.ForeignKey(Evaluation, null=True, blank=True, on_delete=models.PROTECT, related_name="deployments")
+    evaluation = models.ForeignKey(
+        Evaluation, null=True, blank=True, on_delete=models.PROTECT, related_name="deployments"
+    )
     strategy = models.CharField(max_length=9, choices=Strategy, default=Strategy.IMMEDIATE)
     weight = models.FloatField(default=1.0, help_text="share of agents, above 0 and up to 1")
     audience = models.CharField(max_length=ID_LENGTH, default="*", help_text="* is every agent, else one agent_id")
@@ -661,20 +692,21 @@ class Approval(models.Model):
         return f"{'approved' if self.approved else 'rejected'} by {self.by_name}"
 
 
-class TsTzRange(Func):
-    function = "TSTZRANGE"
-    output_field = DateTimeRangeField()
-
-
 class ServingInterval(models.Model):
     """What served whom, from when to when. Added and ended, never changed; no overlap in one slot."""
 
     project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="serving_intervals", db_index=False)
     model = models.ForeignKey(
-        TrainedModel, null=True, blank=True, on_delete=models.PROTECT, related_name="serving_intervals",
+        TrainedModel,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="serving_intervals",
         help_text="empty: the bare base",
     )
-    deployment = models.ForeignKey(Deployment, null=True, blank=True, on_delete=models.PROTECT, related_name="intervals")
+    deployment = models.ForeignKey(
+        Deployment, null=True, blank=True, on_delete=models.PROTECT, related_name="intervals"
+    )
     audience = models.CharField(max_length=ID_LENGTH, default="*")
     slot = models.CharField(max_length=8, default="stable", choices=(("stable", "stable"), ("canary", "canary")))
     weight = models.FloatField(default=1.0, help_text="share of the audience, by stable hash with the salt")
@@ -695,13 +727,20 @@ class ServingInterval(models.Model):
                     ("audience", RangeOperators.EQUAL),
                     ("slot", RangeOperators.EQUAL),
                     (
-                        TsTzRange("starts_at", "ends_at", RangeBoundary(inclusive_lower=True, inclusive_upper=False)),
+                        Func(
+                            "starts_at",
+                            "ends_at",
+                            RangeBoundary(inclusive_lower=True, inclusive_upper=False),
+                            function="TSTZRANGE",
+                            output_field=DateTimeRangeField(),
+                        ),
                         RangeOperators.OVERLAPS,
                     ),
                 ),
             ),
             models.CheckConstraint(
-                condition=Q(ends_at__isnull=True) | Q(ends_at__gte=models.F("starts_at")), name="serving_ends_after_start"
+                condition=Q(ends_at__isnull=True) | Q(ends_at__gte=models.F("starts_at")),
+                name="serving_ends_after_start",
             ),
             models.CheckConstraint(condition=Q(weight__gt=0) & Q(weight__lte=1), name="serving_weight_is_a_share"),
         )

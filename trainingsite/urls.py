@@ -20,7 +20,9 @@ urlpatterns: list[URLPattern | URLResolver] = [
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     if problems.is_api(request):
-        return problems.answer(404, "not-found", f"There is nothing at {request.path}. GET /api/schema/ lists the paths.")
+        return problems.answer(
+            404, "not-found", f"There is nothing at {request.path}. GET /api/schema/ lists the paths."
+        )
     return page_not_found(request, exception)
 
 

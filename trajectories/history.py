@@ -40,7 +40,7 @@ def record(
     """Write the row of one change; call it in the transaction that makes the change."""
     return StateChange.objects.create(
         project=project,
-        kind=row._meta.model_name,
+        kind=kind(row),
         object_id=row.pk,
         field=field,
         was=was,
@@ -58,7 +58,7 @@ def record_many(
     StateChange.objects.bulk_create(
         StateChange(
             project=project,
-            kind=row._meta.model_name,
+            kind=kind(row),
             object_id=row.pk,
             field=field,
             was=was,
@@ -71,6 +71,11 @@ def record_many(
     )
 
 
+def kind(row: Model) -> str:
+    """The name under which a row's changes are kept: its model's, in lower case."""
+    return row._meta.label_lower.rpartition(".")[2]
+
+
 def of(row: Model) -> list[StateChange]:
     """Everything that happened to a row, newest first."""
-    return list(StateChange.objects.filter(kind=row._meta.model_name, object_id=row.pk).select_related("by_user"))
+    return list(StateChange.objects.filter(kind=kind(row), object_id=row.pk).select_related("by_user"))

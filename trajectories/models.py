@@ -20,7 +20,9 @@ ID_LENGTH = 200  # of every id that a sender may choose
 
 def finite(field: str) -> Q:
     """True of NULL and of finite numbers. PostgreSQL sorts NaN above Infinity, so one upper bound keeps both out."""
-    return Q(**{f"{field}__isnull": True}) | (Q(**{f"{field}__gt": float("-inf")}) & Q(**{f"{field}__lt": float("inf")}))
+    return Q(**{f"{field}__isnull": True}) | (
+        Q(**{f"{field}__gt": float("-inf")}) & Q(**{f"{field}__lt": float("inf")})
+    )
 
 
 def new_key() -> bytes:
@@ -172,7 +174,9 @@ class Scenario(models.Model):
     description = models.TextField(blank=True, help_text="the judge gets it")
     split = models.CharField(max_length=8, choices=Split)
     split_given = models.BooleanField(default=False, help_text="set by the sender or a person, not by the hash")
-    metadata = models.JSONField(default=dict, blank=True, help_text='gold answers in "private": never to judge or export')
+    metadata = models.JSONField(
+        default=dict, blank=True, help_text='gold answers in "private": never to judge or export'
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:
@@ -217,7 +221,9 @@ class Group(models.Model):
     )
     cohort = models.CharField(max_length=ID_LENGTH, help_text="the sender's group_id, or #1, #2, …")
     is_evaluation = models.BooleanField(default=False)
-    by_window = models.BooleanField(default=False, help_text="grouped by window, not by scenario: baseline is confounded")
+    by_window = models.BooleanField(
+        default=False, help_text="grouped by window, not by scenario: baseline is confounded"
+    )
     declared_size = models.PositiveIntegerField(null=True, blank=True)
 
     state = models.CharField(max_length=8, choices=GroupState, default=GroupState.OPEN)
@@ -258,7 +264,9 @@ class Group(models.Model):
         )
         indexes = (
             models.Index(fields=("project", "-id"), name="groups_newest"),  # the list
-            models.Index(fields=("scenario", "role", "behaviour"), name="groups_of_scenario"),  # finding the open cohort
+            models.Index(
+                fields=("scenario", "role", "behaviour"), name="groups_of_scenario"
+            ),  # finding the open cohort
             models.Index(
                 fields=("project", "id"), condition=Q(state="closed", is_evaluation=False), name="groups_for_training"
             ),  # readiness, selection
@@ -399,12 +407,14 @@ class Trajectory(models.Model):
             models.CheckConstraint(condition=Q(state__in=State.values), name="trajectory_state_known"),
             models.CheckConstraint(condition=Q(final_status__in=FinalStatus.values), name="trajectory_status_known"),
             models.CheckConstraint(condition=finite("reward"), name="trajectory_reward_finite"),
-            models.CheckConstraint(condition=Q(quality__gte=0) & Q(quality__lte=1), name="trajectory_quality_is_a_share"),
+            models.CheckConstraint(
+                condition=Q(quality__gte=0) & Q(quality__lte=1), name="trajectory_quality_is_a_share"
+            ),
             models.CheckConstraint(
                 condition=Q(is_evaluation=True) | Q(evaluation_id=""), name="trajectory_of_evaluation_is_marked"
             ),
             models.CheckConstraint(
-                condition=Q(group__isnull=True) | Q(scenario__isnull=False) , name="trajectory_group_needs_scenario"
+                condition=Q(group__isnull=True) | Q(scenario__isnull=False), name="trajectory_group_needs_scenario"
             ),
         )
         indexes = (
@@ -436,7 +446,9 @@ class TrajectorySegment(models.Model):
     raw_size = models.PositiveBigIntegerField()
     data = models.BinaryField(null=True, blank=True)
     location = models.CharField(max_length=300, blank=True, default="", help_text="name in the archive storage")
-    step_hashes = models.BinaryField(default=bytes, help_text="16 bytes a step: what was sent, for replays of open ones")
+    step_hashes = models.BinaryField(
+        default=bytes, help_text="16 bytes a step: what was sent, for replays of open ones"
+    )
 
     class Meta:
         db_table = "trajectory_segments"
@@ -505,7 +517,9 @@ class RewardChange(models.Model):
     trajectory = models.ForeignKey(
         Trajectory, null=True, blank=True, on_delete=models.CASCADE, related_name="reward_changes"
     )
-    waiting_for = models.CharField(max_length=ID_LENGTH, blank=True, default="", help_text="the id it is for, until it is known")
+    waiting_for = models.CharField(
+        max_length=ID_LENGTH, blank=True, default="", help_text="the id it is for, until it is known"
+    )
     was = models.FloatField(null=True, blank=True)
     reward = models.FloatField(null=True, blank=True)
     reward_components = models.JSONField(null=True, blank=True)

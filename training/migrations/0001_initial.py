@@ -501,7 +501,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='servinginterval',
-            constraint=django.contrib.postgres.constraints.ExclusionConstraint(expressions=(('project', '='), ('audience', '='), ('slot', '='), (training.models.TsTzRange('starts_at', 'ends_at', django.contrib.postgres.fields.ranges.RangeBoundary(inclusive_lower=True, inclusive_upper=False)), '&&')), name='serving_no_overlap'),
+            constraint=django.contrib.postgres.constraints.ExclusionConstraint(expressions=(('project', '='), ('audience', '='), ('slot', '='), (models.Func('starts_at', 'ends_at', django.contrib.postgres.fields.ranges.RangeBoundary(inclusive_lower=True, inclusive_upper=False), function='TSTZRANGE', output_field=django.contrib.postgres.fields.ranges.DateTimeRangeField()), '&&')), name='serving_no_overlap'),
         ),
         migrations.AddConstraint(
             model_name='servinginterval',
