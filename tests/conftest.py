@@ -15,8 +15,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 
-from trainingsite.children import Process
+from trainingsite.children import Process, kept
 from trainingsite.embedded import Postgres, Valkey
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "trainingsite.settings")
@@ -27,8 +28,13 @@ NO_CHROMIUM = "no Chromium on this machine (`.ci/run` installs it)"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ or config.getoption("help"):
-        return
+    if "PYTEST_XDIST_WORKER" not in os.environ and not config.getoption("help"):
+        _start_servers(config)
+    assert settings.DATABASES  # reads the settings; pytest-django's own pytest_configure, the last, sets Django up
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # the real one takes 0.3 s a user
+
+
+def _start_servers(config: pytest.Config) -> None:
     _remove_what_killed_runs_left()
     stack = ExitStack()
     config.add_cleanup(stack.close)
@@ -55,8 +61,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _remove_what_killed_runs_left() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
-        from trainingsite.children import kept
-
         if (folder / "pytest").exists() and kept(folder / "pytest") is None:
             shutil.rmtree(folder, ignore_errors=True)
 
