@@ -7,6 +7,10 @@ import sys
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "trainingsite.settings")
+    if sys.argv[1:] == ["up"]:
+        from trainingsite import supervisor  # before Django: its database is yet to be started
+
+        sys.exit(supervisor.main())
     from django.core.management import execute_from_command_line
 
     execute_from_command_line(sys.argv)

@@ -68,13 +68,14 @@ def spawn(
     cwd: Path | None = None,
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
     output: int | IO[bytes] | None = None,
+    errors: int | IO[bytes] | None = subprocess.STDOUT,
     when_parent_ends: int = signal.SIGKILL,
     who: str = "me",
 ) -> "subprocess.Popen[bytes]":
     """Start a command in its own session; the kernel sends it `when_parent_ends` when we end.
 
     Args:
-        output: where both its standard output and its errors go; None: where ours go.
+        output: where its standard output goes, and its errors unless told otherwise; None: where ours go.
         who: `me`, `namespace:UID` or `user:UID:GID`, see leash.py.
 
     Raises:
@@ -90,7 +91,7 @@ def spawn(
         cwd=cwd,
         stdin=stdin,
         stdout=output,
-        stderr=None if output is None else subprocess.STDOUT,
+        stderr=None if output is None else errors,
         start_new_session=True,
     )
 
@@ -111,6 +112,16 @@ def end(process: Process, steps: Iterable[tuple[int, float]] = ((signal.SIGTERM,
                 return True
             time.sleep(0.02)
     return not process.alive()
+
+
+def end_child(process: "subprocess.Popen[bytes]", steps: Iterable[tuple[int, float]]) -> None:
+    """The same for a child of ours."""
+    for number, seconds in steps:
+        if process.poll() is None:
+            process.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
 
 
 def carrying(mark: str) -> list[Process]:

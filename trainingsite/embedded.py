@@ -117,7 +117,7 @@ class Postgres:
         command: list[str | os.PathLike[str]] = [binaries / "postgres", "-D", self.cluster]
         for name, value in settings.items():
             command += ["-c", f"{name}={value}"]
-        _keep_short(self.log)
+        keep_short(self.log)
         with self.log.open("ab") as log:
             # SIGINT is PostgreSQL's "fast" shutdown: clean, without waiting for clients. SIGQUIT leaves at once.
             self.process = children.spawn(
@@ -137,7 +137,7 @@ class Postgres:
     def stop(self) -> None:
         """End it cleanly, within seconds."""
         if self.process is not None:
-            _end_child(self.process, ((signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)))
+            children.end_child(self.process, ((signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)))
             self.process = None
         self._record.unlink(missing_ok=True)
 
@@ -253,7 +253,7 @@ class Valkey:
             f"port 0\nunixsocket {self._socket}\nunixsocketperm 700\nrequirepass {self._secret}\n"
             f'save ""\nappendonly no\ndir "{self.runtime}"\nmaxmemory 256mb\nmaxmemory-policy noeviction\n'
         )
-        _keep_short(self.log)
+        keep_short(self.log)
         with self.log.open("ab") as log, tempfile.TemporaryFile() as configuration:
             configuration.write(settings.encode())
             configuration.seek(0)
@@ -271,7 +271,7 @@ class Valkey:
     def stop(self) -> None:
         """End it."""
         if self.process is not None:
-            _end_child(self.process, ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)))
+            children.end_child(self.process, ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)))
             self.process = None
         self._record.unlink(missing_ok=True)
         self._socket.unlink(missing_ok=True)
@@ -353,15 +353,6 @@ def _working_in(cluster: Path) -> list[Process]:
     return found
 
 
-def _end_child(process: "subprocess.Popen[bytes]", steps: tuple[tuple[int, float], ...]) -> None:
-    for number, seconds in steps:
-        if process.poll() is None:
-            process.send_signal(number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-            return
-
-
 def _wheel(module: str, package: str) -> Path:
     found = importlib.util.find_spec(module)
     if found is None or not found.submodule_search_locations:
@@ -430,7 +421,7 @@ def _short_enough(socket: Path) -> None:
         raise CannotStart(f"{socket} is too long for a socket. Set XDG_RUNTIME_DIR to a shorter private folder.")
 
 
-def _keep_short(log: Path, limit: int = 10_000_000) -> None:
+def keep_short(log: Path, limit: int = 10_000_000) -> None:
     """Set a log of more than `limit` bytes aside; the one set aside before goes."""
     if log.exists() and log.stat().st_size > limit:
         log.replace(log.with_name(log.name + ".1"))
