@@ -1,16 +1,14 @@
 """The life of a TrainedModel. Nothing outside this file writes its status.
 
-    training → ready → deployed → retired → deployed        ready → rejected → ready, when a person says so
-    training → failed → training, when its batch is tried again: one model a batch, so it keeps its version
-    ready | retired | rejected → archived → back to where it was
+training → ready → deployed → retired → deployed        ready → rejected → ready, when a person says so
+training → failed → training, when its batch is tried again: one model a batch, so it keeps its version
+ready | retired | rejected → archived → back to where it was
 """
-
-from dataclasses import dataclass
-from pathlib import Path
 
 from django.db import transaction
 from django.utils import timezone
 
+from training.adapters import Adapter
 from training.models import ModelStatus, TrainedModel
 from trajectories import history
 from trajectories.errors import Refused
@@ -25,15 +23,6 @@ NEXT: dict[ModelStatus, frozenset[ModelStatus]] = {
     ModelStatus.REJECTED: frozenset({ModelStatus.READY, ModelStatus.ARCHIVED}),
     ModelStatus.ARCHIVED: frozenset(),  # only `restore` leads out, to the one place where it was
 }
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter folder that was looked at: it is where it will stay, and it can be read."""
-
-    path: Path
-    sha256: str  # of adapter_model.safetensors, hex
-    n_bytes: int  # of the same
 
 
 def become_ready(
