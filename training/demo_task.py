@@ -131,10 +131,3 @@ def messages(task: Task) -> list[Message]:
 def reward(task: Task, answer: str) -> float:
     """1.0 for the right word alone, else 0.0: no credit for form (TRAINER's finding: it teaches the wrong word)."""
     return 1.0 if answer.strip() == task.answer else 0.0
-
-
-def shuffled(rewards: list[float], seed: str) -> list[float]:
-    """The placebo's rewards: the same numbers, given to other attempts of the group."""
-    mixed = list(rewards)
-    random.Random(seed).shuffle(mixed)
-    return mixed
