@@ -115,8 +115,8 @@ class Demo:
 
     # --- the story ------------------------------------------------------------------------------------------------
 
-    def play(self, *, approve: bool, wait_seconds: float) -> None:
-        """All five acts.
+    def play(self, *, approve: bool, wait_seconds: float, told: Callable[[], None]) -> None:
+        """All five acts. `told` is called when only a person's decision is left.
 
         Raises:
             DemoStopped: the site or the model server refused something that the story needs.
@@ -134,6 +134,7 @@ class Demo:
                 waiting = deployment
         self.ceiling()
         self.print_table()
+        told()
         self.finish(waiting, approve=approve, wait_seconds=wait_seconds)
 
     def keep_scenarios_apart(self) -> None:
@@ -305,9 +306,8 @@ class Demo:
             answer = self.site.post_lines("/trajectories/bulk/?format=messages", BulkAnswer, body)
             if answer.errors:
                 first = answer.errors[0]
-                raise DemoStopped(
-                    f"{len(answer.errors)} of {len(chunk)} runs were not recorded; {first.trajectory_id}: {first.detail}"
-                )
+                what = f"{len(answer.errors)} of {len(chunk)} runs were not recorded"
+                raise DemoStopped(f"{what}; {first.trajectory_id}: {first.detail}")
 
     # --- training, evaluating, deciding ---------------------------------------------------------------------------
 

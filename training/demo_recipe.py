@@ -1,0 +1,23 @@
+"""How the demo learns, for each base. The numbers were measured; docs/demo.md has the tables."""
+
+from training.demo import Recipe
+
+RECIPES: dict[str, Recipe] = {
+    "tiny": Recipe(
+        base_model="tiny",
+        warm={"epochs": 3, "learning_rate": 3e-3, "lora_rank": 16, "trajectories_per_step": 64},
+        grpo={"epochs": 4, "learning_rate": 1e-3, "trajectories_per_step": 128, "max_drift": 0.2},
+        ceiling={"epochs": 4, "learning_rate": 3e-3, "trajectories_per_step": 64},
+    ),
+    "smollm2": Recipe(
+        base_model="smollm2",
+        groups=64,
+        warm_groups=24,
+        versions=2,
+        evaluation_scenarios=16,
+        evaluation_attempts=2,
+        warm={"epochs": 1, "learning_rate": 2e-4, "trajectories_per_step": 16},
+        grpo={"epochs": 2, "learning_rate": 5e-5, "trajectories_per_step": 64, "max_drift": 0.2, "warmup_steps": 4},
+        ceiling={"epochs": 1, "learning_rate": 1e-4, "trajectories_per_step": 32},
+    ),
+}
