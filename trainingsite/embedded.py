@@ -80,6 +80,12 @@ def runtime_folder(data: Path) -> Path:
     return folder
 
 
+def leave_runtime_folder(folder: Path) -> None:
+    """Remove it once nothing listens there."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 class Postgres:
     """One PostgreSQL on `data`, with its socket in `runtime`.
 

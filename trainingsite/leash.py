@@ -13,6 +13,7 @@ Stands alone on purpose: no imports beyond the standard library, so that it star
 import ctypes
 import os
 import sys
+import warnings  # noqa: F401  (os.execvp wants it, and another user may not reach root's standard library)
 
 PR_SET_PDEATHSIG = 1
 CLONE_NEWUSER = 0x10000000

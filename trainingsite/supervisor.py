@@ -414,6 +414,7 @@ class Supervisor:
         for kept in reversed(self.kept):
             if isinstance(kept.part, Service):
                 kept.part.stop()
+        embedded.leave_runtime_folder(embedded.runtime_folder(self.wishes.data_dir))
         if self.will is not None and self.will.stdin is not None:
             self.will.kill()
             self.will.wait()
