@@ -157,7 +157,7 @@ class Demo:
         draw = random.Random(self.recipe.seed)
         tasks = demo_task.scenarios("train", self.recipe.warm_groups, seed=self.recipe.seed)
         lines = [
-            self.scripted(task, "coin", attempt, draw.choice(demo_task.ANSWERS))
+            self.scripted(task, "coin", attempt, draw.choice(demo_task.ANSWERS), of=self.recipe.group_size)
             for task in tasks
             for attempt in range(self.recipe.group_size)
         ]
@@ -196,7 +196,9 @@ class Demo:
     def ceiling(self) -> None:
         self.act("ceiling: imitation of the true answers, to compare with")
         tasks = demo_task.scenarios("train", self.recipe.groups, seed=self.recipe.seed + 77)
-        self.record([self.scripted(task, "oracle", attempt, task.answer) for task in tasks for attempt in range(2)])
+        self.record(
+            [self.scripted(task, "oracle", attempt, task.answer, of=2) for task in tasks for attempt in range(2)]
+        )
         version = self.train("sft", "ceiling", self.recipe.ceiling, behaviour="foreign:oracle")
         self.evaluate(version, f"{version} (true labels, ceiling)")
 
@@ -278,9 +280,10 @@ class Demo:
             lines.append(line)
         return lines
 
-    def scripted(self, task: Task, who: str, attempt: int, answer: str) -> Message:
-        """A run of a program that is no model of this project."""
+    def scripted(self, task: Task, who: str, attempt: int, answer: str, *, of: int) -> Message:
+        """A run of a program that is no model of this project, one of a group of `of`."""
         line = self.envelope(task, f"{who}-{attempt}", answer)
+        line["group_size"] = of
         line["completions"] = [None, {"model": who, "finish_reason": "stop"}]
         return line
 
