@@ -48,8 +48,8 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     clip_norm: float = 1.0  # gradient norm is cut to this
     lora_rank: int = 16  # read when there is no parent adapter; with one, its rank stays
     lora_alpha: int = 32
-    max_tokens_per_batch: int = 8192  # tokens (with padding) of one forward pass; bounds the memory
-    max_sequence_tokens: int = 8192  # a longer trajectory is dropped whole and reported
+    max_tokens_per_batch: int = 16384  # tokens (with padding) of one forward pass; bounds the memory
+    max_sequence_tokens: int = 16384  # a longer trajectory is dropped whole and reported
     share_prefix_tokens: int = 640  # sequences with a common beginning share its computation in rows of up to this many
     # tokens (the attention inside a row is dense, so long rows do not pay); 0: every sequence is a row
     checkpoint_every: int = 20  # optimiser steps between checkpoints; also one at SIGTERM
