@@ -1,9 +1,16 @@
 """The policy of a project: made with the defaults of the environment when it is first asked for."""
 
+from collections.abc import Mapping
+
+import msgspec
 from django.conf import settings
 
 from training.models import TrainingPolicy
+from training.trainer.job import Hyperparameters
+from trajectories.errors import Invalid
 from trajectories.models import Project
+
+MIN_REWARD = "min_reward"  # beside the trainer's; mode sft: imitate only what has at least this recorded reward
 
 
 def of(project: Project) -> TrainingPolicy:
@@ -23,3 +30,20 @@ def of(project: Project) -> TrainingPolicy:
         },
     )
     return policy
+
+
+def hyperparameters(chosen: Mapping[str, object]) -> Hyperparameters:
+    """What the trainer gets of a policy's or a batch's hyperparameters.
+
+    Raises:
+        Invalid: there is none of that name, or its value has the wrong type.
+    """
+    least = chosen.get(MIN_REWARD)
+    if least is not None and (isinstance(least, bool) or not isinstance(least, int | float)):
+        raise Invalid(f"{MIN_REWARD} is {least!r}; it must be a number.", pointer=f"/hyperparameters/{MIN_REWARD}")
+    known = {name: value for name, value in chosen.items() if name != MIN_REWARD}
+    try:
+        return msgspec.convert(known, Hyperparameters)
+    except msgspec.ValidationError as exc:
+        names = ", ".join((*Hyperparameters.__struct_fields__, MIN_REWARD))
+        raise Invalid(f"hyperparameters: {exc}. There are: {names}.", pointer="/hyperparameters") from exc

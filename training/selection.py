@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from django.db.models import Case, CharField, Count, Exists, F, OuterRef, Q, QuerySet, Sum, Value, When
 
+from training import judging, mixing
 from training.models import (
     LIVE_BATCH,
     BatchGroup,
@@ -16,6 +17,7 @@ from training.models import (
     Mode,
     ModelStatus,
     TrainedModel,
+    TrainingBatch,
     TrainingPolicy,
 )
 from trajectories.models import Group, GroupState, Judging, Project, Split, State, Trajectory
@@ -56,27 +58,31 @@ class Rules:
         mode: Mode,
         parent: TrainedModel | None,
         *,
-        recorded: bool,
-        judged: bool,
-        can_judge: bool,
         force: bool = False,
         behaviour: str = "",
     ) -> "Rules":
+        weights = mixing.weights(policy)
         return cls(
             mode=mode,
             min_group_size=AT_LEAST if force else max(AT_LEAST, policy.min_group_size),
             max_policy_age=policy.max_policy_age,
             parent=parent.ordinal if parent else 0,
-            recorded=recorded,
-            judged=judged,
-            can_judge=can_judge,
+            recorded=weights.get(mixing.RECORDED, 0.0) > 0,
+            judged=any(weight > 0 for source, weight in weights.items() if source != mixing.RECORDED),
+            can_judge=judging.can_judge(policy),
             behaviour=behaviour,
         )
 
 
-def why_not(rules: Rules) -> Case:
-    """Of a group that is not for evaluation: why a batch may not take it, "" when it may."""
+def why_not(rules: Rules, besides: TrainingBatch | None = None) -> Case:
+    """Of a group that is not for evaluation: why a batch may not take it, "" when it may.
+
+    Args:
+        besides: the batch that asks about its own groups.
+    """
     taken = BatchGroup.objects.filter(group=OuterRef("pk"), is_used=True, batch__status__in=HOLDS)
+    if besides is not None:
+        taken = taken.exclude(batch=besides)
     cases = [
         When(state=GroupState.OPEN, then=Value(OPEN)),
         When(state=GroupState.EXCLUDED, then=Value(EXCLUDED)),
@@ -172,12 +178,18 @@ def choose(project: Project, rules: Rules, limit: int | None) -> list[Group]:
     return chosen
 
 
-def alone(project: Project) -> QuerySet[Trajectory]:
+def alone(project: Project, behaviour: str = "") -> QuerySet[Trajectory]:
     """Trajectories without a scenario, hence without a group: fit for imitation, never for comparing."""
     taken = BatchItem.objects.filter(trajectory=OuterRef("pk"), is_active=True)
+    of_behaviour = Q(behaviour=behaviour) if behaviour else Q()
     return (
         Trajectory.objects.filter(
-            project=project, scenario__isnull=True, is_evaluation=False, is_excluded=False, is_superseded=False
+            of_behaviour,
+            project=project,
+            scenario__isnull=True,
+            is_evaluation=False,
+            is_excluded=False,
+            is_superseded=False,
         )
         .exclude(state=State.OPEN)
         .filter(~Exists(taken), twin_of__isnull=True)

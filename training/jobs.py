@@ -1,0 +1,175 @@
+"""A frozen batch as text: the trainer's job folder, and the same for everyone else by GET …/batches/{id}/data/.
+
+One trajectory is in memory at a time: an episode is about 3 MB, so that a group, let alone a batch, might not fit.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from django.conf import settings
+
+from training.models import BatchGroup, BatchItem, Mode, TrainedModel, TrainingBatch
+from training.policies import hyperparameters
+from training.trainer import job as wire
+from trajectories import segments, transcripts
+from trajectories.errors import Refused
+from trajectories.models import Origin, Trajectory
+
+_encoder = msgspec.json.Encoder()
+
+
+def write(batch: TrainingBatch, folder: Path, *, job_id: str, fence: int, resume_from: Path | None) -> None:
+    """Fill the folder of one attempt and fence: groups.jsonl, then job.json, so that a folder with a job.json is whole.
+
+    Raises:
+        Refused: what was frozen is no longer there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "groups.jsonl.part"
+    with part.open("wb") as lines:
+        for piece in groups(batch):
+            lines.write(piece)
+        lines.flush()
+        os.fsync(lines.fileno())
+    part.replace(folder / "groups.jsonl")
+    job = wire.Job(
+        job_id=job_id,
+        fence=fence,
+        mode=_mode(batch),
+        base_model=batch.base_model,
+        base_cache=str(settings.MODELS_CACHE),
+        parent_adapter=batch.parent.adapter_path if batch.parent else None,
+        resume_from=str(resume_from) if resume_from else None,
+        seed=batch.seed,
+        hyperparameters=hyperparameters(batch.hyperparameters),
+    )
+    wire.write_atomically(folder / "job.json", msgspec.json.format(_encoder.encode(job), indent=2))
+
+
+def _mode(batch: TrainingBatch) -> wire.Mode:
+    return msgspec.convert(str(batch.mode), wire.Mode)
+
+
+def data(batch: TrainingBatch) -> Iterator[bytes]:
+    """The batch for trainers of others, as NDJSON: a first line that says what it is, then a line a group.
+
+    The first line has the manifest hash: SHA-256 over `freezing.manifest_line` of all items in order.
+    """
+    yield (
+        _encoder.encode(
+            {
+                "format": "trainingsite-batch-1",
+                "batch_id": batch.batch_id,
+                "mode": batch.mode,
+                "base_model": batch.base_model,
+                "parent": batch.parent.version if batch.parent else None,
+                "off_policy": batch.off_policy,
+                "seed": batch.seed,
+                "hyperparameters": hyperparameters(batch.hyperparameters),
+                "reward_mix": batch.reward_mix,
+                "groups": batch.n_groups,
+                "trajectories": batch.n_trajectories,
+                "manifest_hash": batch.manifest_hash,
+            }
+        )
+        + b"\n"
+    )
+    yield from groups(batch)
+
+
+def groups(batch: TrainingBatch) -> Iterator[bytes]:
+    """The lines of groups.jsonl (`wire.GroupLine`), in pieces of a trajectory each.
+
+    Raises:
+        Refused: what was frozen is no longer there.
+    """
+    if batch.frozen_at is None:
+        raise Refused(f"Batch {batch.batch_id} is {batch.get_status_display()}: its data are frozen before training.")
+    of_this_base = frozenset(
+        TrainedModel.objects.filter(project=batch.project, base_model=batch.base_model).values_list(
+            "version", flat=True
+        )
+    )
+    for row in batch.groups.filter(is_used=True).order_by("pk"):
+        items = row.items.select_related("trajectory").order_by("pk").iterator(chunk_size=50)
+        if row.group_id is None:  # no scenario, so nothing shared: each alone
+            for item in items:
+                yield (
+                    _opening(f"alone-{item.trajectory_ref}", row)
+                    + _trajectory_line(batch, item, of_this_base)
+                    + b"]}\n"
+                )
+            continue
+        before = _opening(str(row.group_id), row)
+        for item in items:
+            yield before + _trajectory_line(batch, item, of_this_base)
+            before = b","
+        yield b"]}\n"
+
+
+def _opening(name: str, row: BatchGroup) -> bytes:
+    """A `wire.GroupLine` up to its first trajectory."""
+    empty = _encoder.encode(wire.GroupLine(group=name, scenario=row.scenario_ref, trajectories=[]))
+    assert empty.endswith(b'"trajectories":[]}'), "the trajectories stand last in a line"
+    return empty.removesuffix(b"]}")
+
+
+def _trajectory_line(batch: TrainingBatch, item: BatchItem, of_this_base: frozenset[str]) -> bytes:
+    """One frozen attempt with its conversations, as `wire.TrajectoryLine`.
+
+    Raises:
+        Refused: it was erased, or is not what was frozen.
+    """
+    trajectory = item.trajectory
+    if trajectory is None:
+        raise Refused(f"Trajectory {item.trajectory_ref} of batch {batch.batch_id} was erased. Start a new batch.")
+    if bytes(trajectory.content_hash) != bytes(item.content_hash):
+        raise Refused(f"Trajectory {item.trajectory_ref} of batch {batch.batch_id} is not what was frozen any more.")
+    return _encoder.encode(
+        wire.TrajectoryLine(
+            trajectory_id=item.trajectory_ref,
+            content_hash=bytes(item.content_hash).hex(),
+            reward=item.reward,
+            advantage=item.advantage,
+            weight=item.weight,
+            train=item.is_trained,
+            role=trajectory.role,
+            histories=_histories(batch, trajectory, of_this_base),
+        )
+    )
+
+
+def _histories(batch: TrainingBatch, trajectory: Trajectory, of_this_base: frozenset[str]) -> list[wire.HistoryLine]:
+    conversations = transcripts.histories(segments.load(trajectory))
+    return [
+        wire.HistoryLine(
+            messages=one.messages, tools=one.tools, calls=[_call(batch, call, of_this_base) for call in one.calls]
+        )
+        for one in conversations
+    ]
+
+
+def _call(batch: TrainingBatch, call: transcripts.HistoryCall, of_this_base: frozenset[str]) -> wire.CallLine:
+    ours = call.origin == Origin.OWN and call.version in of_this_base
+    # Token ids mean something to their own tokenizer alone; everything else is rendered from its messages.
+    tokens = call.token_ids if ours or call.tokenizer == batch.base_model else None
+    logprobs = [one for one in call.logprobs or () if one is not None] if tokens else []
+    return wire.CallLine(
+        at=call.at,
+        # A wall: in grpo a ratio stands for this project's own policy, so nobody else's words are trained.
+        trainable=call.trainable and (ours or batch.mode != Mode.GRPO),
+        parent_policy=ours and batch.parent is not None and call.version == batch.parent.version,
+        prompt_token_ids=call.prompt_token_ids if tokens else None,
+        token_ids=tokens,
+        logprobs=logprobs if tokens and len(logprobs) == len(tokens) else None,
+        temperature=call.temperature,
+        approximate=_is_approximate(call),
+    )
+
+
+def _is_approximate(call: transcripts.HistoryCall) -> bool:
+    """The recorded log-probabilities are not those of the distribution that was sampled from."""
+    cut = call.top_p not in (None, 1.0) or call.top_k not in (None, 0, -1) or call.min_p not in (None, 0.0)
+    return cut or (call.logprobs_mode != "processed" and call.temperature not in (None, 1.0))
