@@ -338,6 +338,10 @@ def end_leftover_postgres(data: Path) -> None:
     deadline = time.monotonic() + 10.0
     while time.monotonic() < deadline and _working_in(cluster):
         time.sleep(0.05)
+    # PostgreSQL takes any living process with the pid in its lock file for itself: after a restart of the machine
+    # or container that is soon someone else's, and a zombie's where nobody collects zombies.
+    if sys.platform == "linux" and not _working_in(cluster):
+        (cluster / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _postmaster(cluster: Path) -> Process | None:

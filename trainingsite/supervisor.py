@@ -235,8 +235,9 @@ class Supervisor:
             self._leave_a_will()
             self._start_services()
             first = self._prepare()
-            self._start_programs()
-            self._wait_until_ready()
+            self._start_site()
+            self._wait_until_ready()  # before the others: three starts at once on two cores take three times as long
+            self._start_the_rest()
             self._greet(first, time.monotonic() - began)
             self._start_demo()
             while True:
@@ -290,20 +291,22 @@ class Supervisor:
         found = json.loads(last)
         return {str(name): str(value) for name, value in found.items()}
 
-    def _start_programs(self) -> None:
+    def _start_site(self) -> None:
         wishes, python = self.wishes, sys.executable
         # `find_spec` would import torch's neighbours; the file's place says enough.
         if not wishes.model_server_url and (BASE_DIR / "training" / "trainer" / "serve.py").exists():
             port = _free_port(wishes.data_dir / "model-server-port")
             self.environment["MODEL_SERVER_URL"] = f"http://{HOST}:{port}"
         self._write_addresses()
-        environment = dict(self.environment)
         site = [
             python, "-m", "gunicorn", "trainingsite.wsgi:application", "--bind", f"{HOST}:{wishes.port}",
             "--worker-class", "gthread", "--workers", "2", "--threads", "8", "--preload", "--timeout", "120",
             "--graceful-timeout", "4", "--keep-alive", "15", "--no-control-socket",
         ]  # fmt: skip
-        self._keep(Program("site", site, environment, self.logs / "site.log"))
+        self._keep(Program("site", site, dict(self.environment), self.logs / "site.log"))
+
+    def _start_the_rest(self) -> None:
+        python, environment = sys.executable, dict(self.environment)
         celery = [python, "-m", "celery", "--app", "trainingsite.celery"]
         self._keep(
             Program(
@@ -323,7 +326,7 @@ class Supervisor:
                 self.logs / "beat.log",
             )
         )
-        if "MODEL_SERVER_URL" in environment and not wishes.model_server_url:
+        if "MODEL_SERVER_URL" in environment and not self.wishes.model_server_url:
             port = int(environment["MODEL_SERVER_URL"].rpartition(":")[2])
             command = [python, "-m", "training.trainer.serve", "--host", HOST, "--port", str(port)]
             self._keep(Program("model server", command, environment, self.logs / "model-server.log"))

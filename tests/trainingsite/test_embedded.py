@@ -172,6 +172,22 @@ def test_a_process_that_got_the_pid_later_is_left_alone(postgres: Callable[[], P
         bystander.kill()
 
 
+@on_linux
+def test_a_lock_file_that_names_a_strangers_process_does_not_stop_it(
+    postgres: Callable[[], Postgres], data: Path
+) -> None:
+    first = postgres()
+    first.start()
+    assert first.process is not None
+    first.process.kill()
+    first.process.wait()
+    lock = data / "postgres" / "cluster" / "postmaster.pid"
+    lock.write_text("\n".join([str(os.getpid()), *lock.read_text().split("\n")[1:]]))  # as after a reboot
+
+    with psycopg.connect(postgres().start()) as db:
+        assert db.execute("select 1").fetchone() == (1,)
+
+
 def test_a_cluster_half_made_is_made_again(postgres: Callable[[], Postgres], data: Path) -> None:
     half = data / "postgres" / "cluster.new" / "base"
     half.mkdir(parents=True)
