@@ -17,6 +17,7 @@ env = Environment()
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 DATA_DIR = env.path("DATA_DIR", BASE_DIR / "var")
+_up = addresses(DATA_DIR)  # of the site that is up on this data folder, for commands typed in another window
 
 
 def _secret_key() -> str:
@@ -67,7 +68,7 @@ DEBUG = env.flag("DEBUG", default=False)
 ALLOWED_HOSTS = list(env.words("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1]", "testserver")))
 CSRF_TRUSTED_ORIGINS = list(env.words("CSRF_TRUSTED_ORIGINS"))
 
-PORT = env.integer("PORT", 8000, at_least=1, at_most=65535)
+PORT = env.integer("PORT", int(_up.get("PORT", "8000")), at_least=1, at_most=65535)
 GATEWAY_PORT = env.integer("GATEWAY_PORT", PORT + 1, at_least=1, at_most=65536)
 
 INSTALLED_APPS = [
@@ -121,7 +122,6 @@ TEMPLATES = [
     },
 ]
 
-_up = addresses(DATA_DIR)  # of the site that is up on this data folder, for commands typed in another window
 DATABASE_URL = env.text("DATABASE_URL", _up.get("DATABASE_URL", "postgresql:///trainingsite"))
 DATABASES = {"default": database(DATABASE_URL)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -163,8 +163,10 @@ def main() -> int:
     """Run until told to stop. Returns the exit status: 0 after an ordered stop, 1 with a sentence."""
     if sys.platform not in ("linux", "darwin"):
         return _complain(f"`manage.py up` runs on Linux and macOS, not on {sys.platform}.")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _ask_to_stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup` means it
+        signal.signal(signal.SIGHUP, _ask_to_stop)
     try:
         _refuse_missing_packages()
         wishes = read_wishes()
@@ -234,11 +236,11 @@ class Supervisor:
         try:
             self._leave_a_will()
             self._start_services()
-            first = self._prepare()
+            self._show_once(self._prepare())
             self._start_site()
             self._wait_until_ready()  # before the others: three starts at once on two cores take three times as long
             self._start_the_rest()
-            self._greet(first, time.monotonic() - began)
+            self._greet(time.monotonic() - began)
             self._start_demo()
             while True:
                 self._look_after()
@@ -293,8 +295,7 @@ class Supervisor:
 
     def _start_site(self) -> None:
         wishes, python = self.wishes, sys.executable
-        # `find_spec` would import torch's neighbours; the file's place says enough.
-        if not wishes.model_server_url and (BASE_DIR / "training" / "trainer" / "serve.py").exists():
+        if not wishes.model_server_url:
             port = _free_port(wishes.data_dir / "model-server-port")
             self.environment["MODEL_SERVER_URL"] = f"http://{HOST}:{port}"
         self._write_addresses()
@@ -326,13 +327,13 @@ class Supervisor:
                 self.logs / "beat.log",
             )
         )
-        if "MODEL_SERVER_URL" in environment and not self.wishes.model_server_url:
+        if not self.wishes.model_server_url:
             port = int(environment["MODEL_SERVER_URL"].rpartition(":")[2])
             command = [python, "-m", "training.trainer.serve", "--host", HOST, "--port", str(port)]
             self._keep(Program("model server", command, environment, self.logs / "model-server.log"))
 
     def _write_addresses(self) -> None:
-        names = ("DATABASE_URL", "REDIS_URL", "MODEL_SERVER_URL", "MODEL_SERVER_API_KEY")
+        names = ("PORT", "DATABASE_URL", "REDIS_URL", "MODEL_SERVER_URL", "MODEL_SERVER_API_KEY")
         known = {name: self.environment[name] for name in names if self.environment.get(name)}
         children.write_private(self.wishes.data_dir / embedded.ADDRESSES, json.dumps(known))
 
@@ -345,11 +346,9 @@ class Supervisor:
             time.sleep(0.05)
         _say(f"The site has not answered for {READY_SECONDS:.0f} seconds; {self.logs / 'site.log'} may say why.")
 
-    def _greet(self, first: Mapping[str, str], seconds: float) -> None:
-        address = self.wishes.address
-        _say(f"Trainingsite is up after {seconds:.1f} s: {address}/admin/   (Ctrl-C ends it)")
+    def _show_once(self, first: Mapping[str, str]) -> None:
+        """Straight to the person: neither a log nor a file keeps them."""
         if first:
-            # Straight to the person, once: neither a log nor a file keeps them.
             _say(
                 "\n    These are shown once:\n"
                 f"        admin     {first['admin']}\n"
@@ -358,6 +357,9 @@ class Supervisor:
             )
         else:
             _say("Passwords were shown at the first start; `manage.py changepassword admin` sets a new one.")
+
+    def _greet(self, seconds: float) -> None:
+        _say(f"Trainingsite is up after {seconds:.1f} s: {self.wishes.address}/admin/   (Ctrl-C ends it)")
         _say(f"Data and logs: {self.wishes.data_dir}")
 
     def _start_demo(self) -> None:
