@@ -2,13 +2,12 @@
 
 The servers are started before Django reads its settings: pytest-django waits for `pytest_configure` because the
 settings module is named here and not in pyproject.toml. Under pytest-xdist the controller starts them once; each
-worker inherits their addresses and makes its own database. DATABASE_URL and REDIS_URL are used where given.
+worker inherits their addresses and makes its own database. However the controller is killed, the servers end with
+it, and the next run removes its folder. DATABASE_URL and REDIS_URL are used where given.
 """
 
 import os
 import shutil
-import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -45,8 +44,6 @@ def _start_servers(config: pytest.Config) -> None:
     os.environ["DATA_DIR"] = str(folder / "data")
     os.environ.setdefault("SECRET_KEY", "for-tests-only")
     os.environ.setdefault("REDIS_PREFIX", f"test-{os.getpid()}:")
-    # A Ctrl-C in the terminal is for pytest; SIGTERM too ends the servers in order.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if not os.environ.get("DATABASE_URL"):
         postgres = Postgres(folder / "postgres", folder, durable=False)
         stack.callback(postgres.stop)
