@@ -415,7 +415,7 @@ class Supervisor:
         for stray in strays:  # a trainer and its shim, which a worker leaves behind
             stray.signal(signal.SIGTERM)
         for stray in strays:
-            children.end(stray, ((signal.SIGTERM, 5.0), (signal.SIGKILL, 2.0)))
+            children.end(stray, ((signal.SIGTERM, 8.0), (signal.SIGKILL, 2.0)))
         for kept in reversed(self.kept):
             if isinstance(kept.part, Service):
                 kept.part.stop()
