@@ -41,7 +41,7 @@ def freeze(batch: TrainingBatch, row: BatchGroup, policy: TrainingPolicy) -> Fro
         members = members_of(row.group, truncated)
     else:
         members = selection.alone(batch.project, row.behaviour)[: row.n]
-    chosen = list(members.defer("header", "metrics", "findings", "reward_components"))
+    chosen = list(members.defer("metrics", "findings", "reward_components"))
     mixed = mixing.mix(chosen, batch.reward_mix)
     if batch.mode == Mode.SFT:
         items = _imitated(batch, row, truncated, chosen, mixed)

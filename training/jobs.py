@@ -56,26 +56,26 @@ def data(batch: TrainingBatch) -> Iterator[bytes]:
     """The batch for trainers of others, as NDJSON: a first line that says what it is, then a line a group.
 
     The first line has the manifest hash: SHA-256 over `freezing.manifest_line` of all items in order.
+
+    Raises:
+        Refused: it is not frozen yet, or what was frozen is no longer there.
     """
-    yield (
-        _encoder.encode(
-            {
-                "format": "trainingsite-batch-1",
-                "batch_id": batch.batch_id,
-                "mode": batch.mode,
-                "base_model": batch.base_model,
-                "parent": batch.parent.version if batch.parent else None,
-                "off_policy": batch.off_policy,
-                "seed": batch.seed,
-                "hyperparameters": hyperparameters(batch.hyperparameters),
-                "reward_mix": batch.reward_mix,
-                "groups": batch.n_groups,
-                "trajectories": batch.n_trajectories,
-                "manifest_hash": batch.manifest_hash,
-            }
-        )
-        + b"\n"
-    )
+    _check(batch)
+    said = {
+        "format": "trainingsite-batch-1",
+        "batch_id": batch.batch_id,
+        "mode": batch.mode,
+        "base_model": batch.base_model,
+        "parent": batch.parent.version if batch.parent else None,
+        "off_policy": batch.off_policy,
+        "seed": batch.seed,
+        "hyperparameters": hyperparameters(batch.hyperparameters),
+        "reward_mix": batch.reward_mix,
+        "groups": batch.n_groups,
+        "trajectories": batch.n_trajectories,
+        "manifest_hash": batch.manifest_hash,
+    }
+    yield _encoder.encode(said) + b"\n"
     yield from groups(batch)
 
 
@@ -85,28 +85,29 @@ def groups(batch: TrainingBatch) -> Iterator[bytes]:
     Raises:
         Refused: what was frozen is no longer there.
     """
-    if batch.frozen_at is None:
-        raise Refused(f"Batch {batch.batch_id} is {batch.get_status_display()}: its data are frozen before training.")
-    of_this_base = frozenset(
-        TrainedModel.objects.filter(project=batch.project, base_model=batch.base_model).values_list(
-            "version", flat=True
-        )
-    )
+    _check(batch)
+    versions = TrainedModel.objects.filter(project=batch.project, base_model=batch.base_model)
+    of_this_base = frozenset(versions.values_list("version", flat=True))
     for row in batch.groups.filter(is_used=True).order_by("pk"):
         items = row.items.select_related("trajectory").order_by("pk").iterator(chunk_size=50)
-        if row.group_id is None:  # no scenario, so nothing shared: each alone
+        if not row.scenario_ref:  # no scenario, so nothing shared: each alone
             for item in items:
-                yield (
-                    _opening(f"alone-{item.trajectory_ref}", row)
-                    + _trajectory_line(batch, item, of_this_base)
-                    + b"]}\n"
-                )
+                line = _trajectory_line(batch, item, of_this_base)
+                yield _opening(f"alone-{item.trajectory_ref}", row) + line + b"]}\n"
             continue
-        before = _opening(str(row.group_id), row)
+        before = _opening(str(row.group_id or f"deleted-{row.pk}"), row)
         for item in items:
             yield before + _trajectory_line(batch, item, of_this_base)
             before = b","
         yield b"]}\n"
+
+
+def _check(batch: TrainingBatch) -> None:
+    if batch.frozen_at is None:
+        raise Refused(f"Batch {batch.batch_id} is {batch.get_status_display()}: its data are frozen before training.")
+    lost = batch.items.filter(trajectory__isnull=True).count()
+    if lost:
+        raise Refused(f"{lost} trajectories of batch {batch.batch_id} were erased. Start a new batch.")
 
 
 def _opening(name: str, row: BatchGroup) -> bytes:

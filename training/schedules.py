@@ -1,0 +1,46 @@
+"""The default periodic tasks: put into the database once, then edited in the admin and never overwritten."""
+
+from dataclasses import dataclass
+
+from django.db import connections, transaction
+from django_celery_beat.models import IntervalSchedule, PeriodicTask
+
+
+@dataclass(frozen=True)
+class Schedule:
+    name: str  # of the row; by it a default is known to be there already
+    task: str
+    seconds: int
+    what: str
+
+
+# A task that is switched off in the admin stays off; one that is deleted comes back with the next `migrate`.
+DEFAULTS = (
+    Schedule("Tend batches", "training.tasks.tend_batches", 5, "Watch runs, publish, take up what was lost."),
+    Schedule("Close idle groups", "training.tasks.close_groups", 30, "Groups without a new attempt for a while."),
+    Schedule("Judge groups", "training.tasks.judge_groups", 20, "Ask the judges about closed groups."),
+    Schedule("Start due batches", "training.tasks.start_due", 60, "Train where a project is ready and due."),
+    Schedule("Snapshot readiness", "training.tasks.snapshot_readiness", 300, "Keep what the checks say."),
+)
+
+
+def create_missing(using: str = "default") -> list[str]:
+    """Put the defaults in that are not there yet; the names of those."""
+    if PeriodicTask._meta.db_table not in connections[using].introspection.table_names():
+        return []  # migrated back to zero
+    with transaction.atomic(using):
+        names = [one.name for one in DEFAULTS]
+        there = set(PeriodicTask.objects.using(using).filter(name__in=names).values_list("name", flat=True))
+        missing = [one for one in DEFAULTS if one.name not in there]
+        for one in missing:
+            same = IntervalSchedule.objects.using(using).filter(every=one.seconds, period=IntervalSchedule.SECONDS)
+            interval = same.order_by("pk").first() or same.create(every=one.seconds, period=IntervalSchedule.SECONDS)
+            PeriodicTask.objects.using(using).create(
+                name=one.name,
+                task=one.task,
+                interval=interval,
+                description=one.what,
+                # Messages that no worker took in time are worth nothing: the next one says the same.
+                expire_seconds=max(30, one.seconds),
+            )
+    return [one.name for one in missing]

@@ -1,0 +1,48 @@
+"""What workers do. A task looks up, calls one function, and knows nothing more; a lost one is sent again by the beat.
+
+How often is in the database (admin: periodic tasks), where schedules.py puts the defaults.
+"""
+
+from celery import shared_task
+
+from training import automation, batches
+from training.models import TrainingBatch
+
+
+@shared_task
+def tend_batch(batch_id: int) -> None:
+    """Take one batch as far as it can go. Safe to run twice, and beside the sweep."""
+    batch = TrainingBatch.objects.select_related("project", "parent").filter(pk=batch_id).first()
+    if batch is not None:
+        batches.tend(batch)
+
+
+@shared_task
+def tend_batches() -> None:
+    """The same for all live ones: watches runs, and finds what a lost message left behind."""
+    automation.tend_batches()
+
+
+@shared_task
+def start_due() -> None:
+    """Start a batch where one is due and the project is ready."""
+    for batch in automation.start_due():
+        batches.tend(batch)
+
+
+@shared_task
+def close_groups() -> None:
+    """Close groups that got no new attempt for a while."""
+    automation.close_groups()
+
+
+@shared_task
+def judge_groups() -> None:
+    """Judge closed groups."""
+    automation.judge_groups()
+
+
+@shared_task
+def snapshot_readiness() -> None:
+    """Keep what the readiness checks say now."""
+    automation.snapshot_readiness()
