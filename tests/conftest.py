@@ -22,14 +22,18 @@ from trainingsite.embedded import Postgres, Valkey
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "trainingsite.settings")
 
 FOLDER = "trainingsite-tests-"
+FILES = "django.core.files.storage.FileSystemStorage"
 NO_CHROMIUM = "no Chromium on this machine (`.ci/run` installs it)"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ and not config.getoption("help"):
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None and not config.getoption("help"):
         _start_servers(config)
     assert settings.DATABASES  # reads the settings; pytest-django's own pytest_configure, the last, sets Django up
+    if worker is not None:
+        _own_folders(worker)
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # the real one takes 0.3 s a user
 
 
@@ -54,6 +58,20 @@ def _start_servers(config: pytest.Config) -> None:
         stack.callback(valkey.stop)
         os.environ["REDIS_URL"] = valkey.start()
         stack.callback(os.environ.pop, "REDIS_URL", None)
+
+
+def _own_folders(worker: str) -> None:
+    """Each worker its own: rows of two databases have the same numbers, and folders are named after them. Bases,
+    which are the same for all and take a moment to make, stay shared."""
+    os.environ["MODELS_CACHE"] = str(settings.MODELS_CACHE)
+    own = settings.DATA_DIR / worker
+    os.environ["DATA_DIR"] = str(own)
+    settings.DATA_DIR, settings.JOBS_DIR, settings.ADAPTERS_DIR = own, own / "jobs", own / "adapters"
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "default": {"BACKEND": FILES, "OPTIONS": {"location": own / "blobs"}},
+        "archive": {"BACKEND": FILES, "OPTIONS": {"location": own / "archive"}},
+    }
 
 
 def _remove_what_killed_runs_left() -> None:
