@@ -168,12 +168,9 @@ class Base:
 
     # --- from here on: the model's thread only ---
 
-    @property
-    def network(self) -> "PreTrainedModel | PeftModel":
-        return self.model if self._peft is None else self._peft
-
     def use(self, adapter: Adapter | None) -> None:
-        """Switch the network to the adapter, or to the bare base."""
+        """Switch to the adapter, or to the bare base. PEFT puts its layers into `model` itself, which is what is called:
+        the wrapper keeps asking for the adapter it knew last, even when that one is gone."""
         key = adapter.key if adapter else None
         if self._peft is None or key == self._using:
             return
@@ -253,6 +250,7 @@ class Batch:
         self.adapter = adapter
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []
+        self._entering: list[Row] = []  # taken from `waiting`, prompt not read yet
         self._cache: DynamicCache | None = None
         self._mask = torch.zeros(0, 0, dtype=torch.long)  # (B, T) 1 where the cache holds a token of the row
         self._last = torch.zeros(0, dtype=torch.long)  # (B,) the token that the next step reads
@@ -261,7 +259,7 @@ class Batch:
         """Let waiting rows in while there is room; one row always has room."""
         self._drop(lambda row: row.ask.cancelled)
         longest = max((row.full_length for row in self.rows), default=0)
-        chosen: list[Row] = []
+        chosen = self._entering
         while self.waiting and len(self.rows) + len(chosen) < max_rows:
             row = self.waiting[0]
             if row.ask.cancelled:
@@ -276,13 +274,14 @@ class Batch:
             chosen.append(self.waiting.popleft())
         for part in _prefill_parts(chosen):
             self._read(part)
+        self._entering = []
 
     def step(self) -> None:
         """Every row writes one token."""
         if not self.rows:
             return
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], dim=1)
-        out = self.base.network(
+        out = self.base.model(
             input_ids=self._last[:, None].to(self.base.device),
             attention_mask=self._mask.to(self.base.device),
             position_ids=(self._mask.sum(1, keepdim=True) - 1).to(self.base.device),
@@ -294,9 +293,9 @@ class Batch:
 
     def fail(self, exc: Exception) -> None:
         """Tell everyone who waits, and forget them."""
-        for ask in {id(row.ask): row.ask for row in [*self.rows, *self.waiting]}.values():
+        for ask in {id(row.ask): row.ask for row in [*self.rows, *self._entering, *self.waiting]}.values():
             ask.on_done(exc)
-        self.rows, self._cache = [], None
+        self.rows, self._entering, self._cache = [], [], None
         self.waiting.clear()
         self._mask, self._last = self._mask.new_zeros(0, 0), self._last.new_zeros(0)
 
@@ -310,7 +309,7 @@ class Batch:
         for prompt, index in place.items():
             ids[index, longest - len(prompt) :] = torch.tensor(prompt)
             mask[index, longest - len(prompt) :] = 1
-        out = self.base.network(
+        out = self.base.model(
             input_ids=ids.to(self.base.device),
             attention_mask=mask.to(self.base.device),
             position_ids=(mask.cumsum(1) - 1).clamp_min(0).to(self.base.device),
@@ -551,5 +550,5 @@ class Engine:
                     return  # someone may want to join
         except Exception as exc:  # out of memory, a broken adapter: theirs to hear, ours to survive
             name = batch.adapter.name if batch.adapter else batch.base.name
-            logger.exception("%s: %d answers under way failed", name, len(batch.rows) + len(batch.waiting))
+            logger.exception("%s: the answers under way failed", name)
             batch.fail(exc)
