@@ -112,8 +112,11 @@ def _contradictions(
 ) -> tuple[str, ...]:
     said: list[str] = []
     unknown = sorted(
-        {call.model_version for call, one in zip(calls, origins, strict=True)
-         if call.model_version and one.origin == Origin.UNKNOWN and call.model_version not in versions}
+        {
+            call.model_version
+            for call, one in zip(calls, origins, strict=True)
+            if call.model_version and one.origin == Origin.UNKNOWN and call.model_version not in versions
+        }
     )
     if unknown:
         said.append(f"calls claim the version {', '.join(unknown)}, which this project does not have")

@@ -224,11 +224,6 @@ def canonical(value: object) -> bytes:
     return _sorted_encoder.encode(value)
 
 
-@cache
-def _decoder(kind: type[P]) -> "msgspec.json.Decoder[P]":
-    return msgspec.json.Decoder(kind)
-
-
 def decode(raw: bytes, kind: type[P]) -> P:
     """The bytes as `kind`.
 
@@ -236,7 +231,7 @@ def decode(raw: bytes, kind: type[P]) -> P:
         Invalid: not JSON, or not of this shape; with the pointer into what was sent.
     """
     try:
-        return _decoder(kind).decode(raw)
+        return msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return from_builtins(loads(raw), kind)
 
@@ -348,7 +343,7 @@ def _fields(kind: type[Payload]) -> Mapping[str, tuple[str, type[Payload] | None
 
 
 def _struct_in(hint: object) -> type[Payload] | None:
-    if isinstance(hint, type) and not isinstance(hint, types.GenericAlias):
+    if isinstance(hint, type):
         return hint if issubclass(hint, Payload) else None
     if get_origin(hint) in (Union, types.UnionType, tuple, list, Annotated):
         return next((found for part in get_args(hint) if (found := _struct_in(part))), None)

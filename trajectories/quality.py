@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from trajectories.models import Fidelity
-from trajectories.payloads import LlmCallPayload, TrajectoryPayload
+from trajectories.payloads import LlmCallPayload, Message, TrajectoryPayload
 from trajectories.transcripts import has_image, is_answered, own_prompt, text_of
 
 SUBSTANTIAL = 20  # characters of a first prompt, all messages together
@@ -74,7 +74,8 @@ def prompts_are_substantial(payload: TrajectoryPayload) -> Verdict:
 
 def answers_are_there(payload: TrajectoryPayload) -> Verdict:
     return _share(
-        [is_answered(call) for call in payload.calls() if call.error is None], "calls have neither an answer nor an error"
+        [is_answered(call) for call in payload.calls() if call.error is None],
+        "calls have neither an answer nor an error",
     )
 
 
@@ -120,7 +121,9 @@ def system_prompt_recorded(payload: TrajectoryPayload) -> Verdict:
 def tools_recorded(payload: TrajectoryPayload) -> Verdict:
     """n/a where no tool was called."""
     using = [call for call in payload.calls() if call.tool_calls]
-    return _share([bool(call.tools or payload.tools) for call in using], "calls use tools whose definitions are missing")
+    return _share(
+        [bool(call.tools or payload.tools) for call in using], "calls use tools whose definitions are missing"
+    )
 
 
 def sampling_recorded(payload: TrajectoryPayload) -> Verdict:
@@ -175,7 +178,7 @@ def fidelity(payload: TrajectoryPayload) -> tuple[str, list[str]]:
     return Fidelity.TEXT, said
 
 
-def _new_messages(call: LlmCallPayload) -> Sequence[Mapping[str, object]]:
+def _new_messages(call: LlmCallPayload) -> Sequence[Message]:
     return call.prompt_ref.append if call.prompt_ref else own_prompt(call)
 
 

@@ -95,8 +95,10 @@ def _history_for(
     prompt = [plain(message) for message in own_prompt(call)]
     for history in reversed(made[-LOOK_BACK:]):
         size = len(history.messages)
-        if size <= len(prompt) and history.tools == tools and all(
-            map(_same, reversed(history.messages), reversed(prompt[:size]))
+        if (
+            size <= len(prompt)
+            and history.tools == tools
+            and all(map(_same, reversed(history.messages), reversed(prompt[:size])))
         ):
             history.messages.extend(prompt[size:])
             return history
@@ -237,7 +239,5 @@ def text_of(message: Message) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "\n".join(
-            str(part.get("text") or "") if isinstance(part, dict) else str(part) for part in content
-        )
+        return "\n".join(str(part.get("text") or "") if isinstance(part, dict) else str(part) for part in content)
     return ""

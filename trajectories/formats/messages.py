@@ -146,9 +146,11 @@ def _steps(
         context = tuple(history[begin:index])
         begin = index + 1
         completion = completions[len(steps)]
-        prompt = {"messages": context} if not steps else {
-            "prompt_ref": PromptRef(call=first_call + len(steps) - 1, append=context)
-        }
+        prompt = (
+            {"messages": context}
+            if not steps
+            else {"prompt_ref": PromptRef(call=first_call + len(steps) - 1, append=context)}
+        )
         call = _call(message, completion, model, prompt)
         steps.append(
             StepPayload(

@@ -1,0 +1,890 @@
+"""How a reported episode becomes a row, exactly once. Every way in ends in `record` or `record_many`.
+
+One statement writes a trajectory: row, segments, redaction counts, a line in the indexing queue; it touches no row
+that requests share. The id decides: the same content again is a replay, other content a conflict, an erased id is gone.
+Groups, counters, call rows and late rewards are made behind the write (`indexing.py`).
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import msgspec
+import psycopg
+from django.db import IntegrityError, connection, transaction
+from django.db.models import F
+from django.utils import timezone
+
+from trajectories import history, origins, payloads, quality, redaction, rewards, scenarios, segments
+from trajectories.errors import Conflict, Gone, Invalid, Problem, Unknown
+from trajectories.formats.incoming import Incoming, hashes
+from trajectories.models import (
+    ID_LENGTH,
+    Agent,
+    FinalStatus,
+    IndexingWork,
+    Project,
+    RedactionCount,
+    SharedText,
+    State,
+    Tombstone,
+    Trajectory,
+    TrajectorySegment,
+)
+from trajectories.payloads import EndBody, LlmCallPayload, StepPayload, TrajectoryPayload
+from trajectories.transcripts import has_image, is_answered, own_prompt
+
+CHUNK = 100  # trajectories written by one statement
+HASH_BYTES = 16  # of a step, in step_hashes
+METRICS_KEPT = 50  # numbers of a trajectory that lists show; the payload has all
+MODELS_KEPT = 20
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one trajectory."""
+
+    trajectory_id: str
+    outcome: Literal["created", "replay", "extended", "sealed"]
+    state: str
+    fidelity: str
+    quality: float
+    findings: list[dict[str, object]]
+
+    @property
+    def created(self) -> bool:
+        return self.outcome == "created"
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """The columns of `trajectories` that ingestion writes, as JSON takes them to PostgreSQL."""
+
+    project_id: int
+    trajectory_id: str
+    agent_id: int
+    scenario_id: int | None
+    role: str
+    declared_group_id: str
+    declared_group_size: int | None
+    episode_id: str
+    parent_trajectory_id: str
+    parent_call: int | None
+    retry_of: str
+    is_superseded: bool = False
+    is_evaluation: bool
+    evaluation_id: str
+    window: str
+    started_at: datetime
+    ended_at: datetime | None
+    last_step_at: datetime | None
+    state: str
+    final_status: str
+    stop_reason: str
+    is_excluded: bool = False
+    reward: float | None
+    reward_components: dict[str, float | None]
+    reward_source: str
+    origin: str
+    behaviour: str
+    model_names: list[str]
+    n_steps: int
+    n_calls: int
+    n_trainable_calls: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    fidelity: str
+    quality: float
+    findings: list[dict[str, object]]
+    metrics: dict[str, object]
+    source_format: str
+    content_hash: str  # "\\x…", PostgreSQL's hex
+    twin_hash: str
+    raw_size: int
+    shared_texts: list[int]
+
+
+class Prepared(msgspec.Struct, kw_only=True):
+    """A trajectory ready to be written."""
+
+    row: Row
+    pieces: tuple[segments.Piece, ...]
+    step_hashes: tuple[bytes, ...]  # one a piece
+    texts: tuple[segments.Text, ...]
+    redactions: Counter[str]
+
+
+def record(project: Project, incoming: Incoming) -> Recorded:
+    """Record one trajectory; 2xx may be said when this has returned.
+
+    Raises:
+        Conflict: the id is taken by other content. Gone: it was erased. Invalid, TooLarge, Refused.
+    """
+    found = _insert(project, [incoming])[0]
+    if found is None:
+        found = _settle(project, incoming)
+    if isinstance(found, Problem):
+        raise found
+    return found
+
+
+def record_many(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem]:
+    """Record many, each with its own outcome, in their order. Each chunk is committed by itself.
+
+    Known ids are looked up first, so that sending everything again costs no compression.
+    """
+    results: list[Recorded | Problem | None] = [None] * len(items)
+    for start in range(0, len(items), CHUNK):
+        chunk = range(start, min(start + CHUNK, len(items)))
+        ids = {items[at].payload.trajectory_id for at in chunk}
+        known = set(
+            Trajectory.objects.filter(project=project, trajectory_id__in=ids).values_list("trajectory_id", flat=True)
+        )
+        first: dict[str, int] = {}
+        for at in chunk:
+            if items[at].payload.trajectory_id not in known:
+                first.setdefault(items[at].payload.trajectory_id, at)
+        # Two requests that write the same ids take their locks in one order, so neither waits for the other forever.
+        fresh = [first[trajectory_id] for trajectory_id in sorted(first)]
+        for at, found in zip(fresh, _insert(project, [items[at] for at in fresh]), strict=True):
+            results[at] = found
+        unsettled = [at for at in chunk if results[at] is None]
+        for at, settled in zip(unsettled, _settle_many(project, [items[at] for at in unsettled]), strict=True):
+            results[at] = settled
+    settled_all = [found for found in results if found is not None]
+    assert len(settled_all) == len(items)
+    return settled_all
+
+
+def _insert(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem | None]:
+    """Write those whose id is free. None: it is not, somebody has to look. A Problem stands for its own item alone."""
+    if not items:
+        return []
+    try:
+        return _insert_once(project, items)
+    except IntegrityError:
+        if connection.in_atomic_block:
+            raise
+        # An agent, scenario or text that we remember was deleted meanwhile.
+        forget()
+        return _insert_once(project, items)
+
+
+def _insert_once(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem | None]:
+    results: list[Recorded | Problem | None] = [None] * len(items)
+    context = _Context(project, [item.payload for item in items])
+    ready: dict[int, Prepared] = {}
+    for at, item in enumerate(items):
+        try:
+            ready[at] = context.prepare(item)
+        except Problem as problem:
+            results[at] = problem
+    context.place_texts(ready.values())
+    written = _write(list(ready.values()))
+    for at, prepared in ready.items():
+        if prepared.row.trajectory_id in written:
+            results[at] = _told(prepared.row, "created")
+    return results
+
+
+def _told(row: Row | Trajectory, outcome: Literal["created", "replay", "extended", "sealed"]) -> Recorded:
+    return Recorded(
+        trajectory_id=row.trajectory_id,
+        outcome=outcome,
+        state=str(row.state),
+        fidelity=str(row.fidelity),
+        quality=row.quality,
+        findings=row.findings,
+    )
+
+
+class _Context:
+    """What many trajectories of one request share, looked up once."""
+
+    def __init__(self, project: Project, sent: Sequence[TrajectoryPayload]) -> None:
+        self.project = project
+        self.key = bytes(project.hash_key)
+        self.now = timezone.now()
+        self.rules = redaction.rules(project)
+        self.agents = agents(project, {one.agent_id for one in sent})
+        inline = scenarios.described(one.scenario for one in sent)
+        wanted = {ref: inline.get(ref) for one in sent if (ref := one.scenario_ref()) is not None}
+        self.scenarios = scenarios.ensure(project, wanted) if wanted else {}
+        names = set[str]().union(*(origins.claims(one) for one in sent))
+        self.versions = origins.known(project, names) if names else {}
+
+    def prepare(self, incoming: Incoming) -> Prepared:
+        """Redact, judge, pack. Raises Invalid."""
+        payload, counts = redaction.redact(incoming.payload, self.rules)
+        content_hash, twin_hash = incoming.hashes(self.key)
+        is_open = payload.final_status == "running"
+        row, behaviour = self.row(
+            payload,
+            content_hash=content_hash,
+            twin_hash=twin_hash,
+            source_format=incoming.source_format,
+            raw_size=len(incoming.canonical),
+            nul=b"\\u0000" in incoming.canonical,
+            is_open=is_open,
+        )
+        if is_open:
+            pieces, step_hashes = _pack_open(incoming.payload.steps, payload, self.key, content_hash)
+            return Prepared(row=row, pieces=pieces, step_hashes=step_hashes, texts=(), redactions=counts)
+        packed = segments.pack(
+            payload, behaviour.calls, key=self.key, derived_actions=incoming.source_format == "messages"
+        )
+        return Prepared(
+            row=row,
+            pieces=packed.pieces,
+            step_hashes=(b"",) * len(packed.pieces),
+            texts=packed.texts,
+            redactions=counts,
+        )
+
+    def row(
+        self,
+        payload: TrajectoryPayload,
+        *,
+        content_hash: bytes,
+        twin_hash: bytes,
+        source_format: str,
+        raw_size: int,
+        nul: bool,
+        is_open: bool,
+    ) -> tuple[Row, origins.Behaviour]:
+        """The columns, and who played."""
+        behaviour = origins.of(payload, self.versions)
+        derived = (
+            rewards.Derived(payload.reward, rewards.RECORDED if payload.reward is not None else "")
+            if is_open
+            else rewards.derive(payload, self.project.reward_aggregation)
+        )
+        judged = quality.assess(payload)
+        findings = [*judged.findings]
+        findings.extend(quality.Finding("origin", False, said) for said in behaviour.findings)
+        if derived.finding:
+            findings.append(quality.Finding("reward", False, derived.finding))
+        if nul and (places := payloads.nul_places(payload)):
+            findings.append(
+                quality.Finding(
+                    "nul_characters",
+                    False,
+                    f"{len(places)} texts contain NUL characters, kept: {', '.join(places[:5])}",
+                )
+            )
+        stamps = [payloads.utc(step.timestamp) for step in payload.steps if step.timestamp is not None]
+        started = payloads.utc(payload.started_at) if payload.started_at else (stamps[0] if stamps else self.now)
+        ended = payloads.utc(payload.ended_at) if payload.ended_at else (stamps[-1] if stamps else None)
+        if stamps != sorted(stamps) or (stamps and (stamps[0] < started or (ended and stamps[-1] > ended))):
+            findings.append(quality.Finding("times", False, "step times run backwards or leave the trajectory's span"))
+        if ended is not None and ended < started:
+            ended = started
+        scenario_ref = payload.scenario_ref()
+        scenario = self.scenarios[scenario_ref] if scenario_ref is not None else None
+        asked = payload.scenario.split if payload.scenario else None
+        if scenario is not None and asked is not None and scenarios.SPLITS[asked] != scenario.split:
+            findings.append(
+                quality.Finding(
+                    "split", False, f"its scenario is {scenario.split} here; the {asked} that was sent changes nothing"
+                )
+            )
+        calls = list(payload.calls())
+        models = sorted({call.model for call in calls if call.model})
+        row = Row(
+            project_id=self.project.pk,
+            trajectory_id=payload.trajectory_id,
+            agent_id=self.agents[payload.agent_id],
+            scenario_id=scenario.pk if scenario else None,
+            role=payload.role or "",
+            declared_group_id=payload.group_id or "",
+            declared_group_size=payload.group_size,
+            episode_id=payload.episode_id or "",
+            parent_trajectory_id=payload.parent_trajectory_id or "",
+            parent_call=payload.parent_call,
+            retry_of=payload.retry_of or "",
+            is_evaluation=payload.is_evaluation or payload.evaluation_id is not None,
+            evaluation_id=payload.evaluation_id or "",
+            window=started.strftime("%Y-%m-%dT%H:00"),
+            started_at=started,
+            ended_at=None if is_open else ended,
+            last_step_at=self.now if is_open else None,
+            state=State.OPEN if is_open else State.SEALED,
+            final_status=payload.final_status,
+            stop_reason=_column_text(payload.stop_reason or "", 200),
+            reward=derived.reward,
+            reward_components=payload.reward_components,
+            reward_source=derived.source,
+            origin=behaviour.origin,
+            behaviour=behaviour.behaviour,
+            model_names=[_column_text(name, ID_LENGTH) for name in models[:MODELS_KEPT]],
+            n_steps=len(payload.steps),
+            n_calls=len(calls),
+            n_trainable_calls=_trainable(calls, behaviour),
+            prompt_tokens=_sum(call.prompt_tokens for call in calls),
+            completion_tokens=_sum(call.completion_tokens for call in calls),
+            fidelity=judged.fidelity,
+            quality=judged.quality,
+            findings=[{"check": one.check, "ok": one.ok, "detail": _column_text(one.detail, 1000)} for one in findings],
+            metrics=_numbers(payload.metrics),
+            source_format=source_format,
+            content_hash="\\x" + content_hash.hex(),
+            twin_hash="\\x" + twin_hash.hex(),
+            raw_size=raw_size,
+            shared_texts=[],
+        )
+        return row, behaviour
+
+    def place_texts(self, prepared: Iterable[Prepared]) -> None:
+        """Make sure that the shared texts are there, and name them in the rows."""
+        ready = list(prepared)
+        wanted = {text.text_hash: text for one in ready for text in one.texts}
+        if wanted:
+            pks = shared_texts(self.project, wanted)
+            for one in ready:
+                one.row.shared_texts = [pks[text.text_hash] for text in one.texts]
+
+
+def _trainable(calls: Sequence[LlmCallPayload], behaviour: origins.Behaviour) -> int:
+    """Calls of this project's own policy with an answer, not context, without a new image."""
+    return sum(
+        origin.origin == "own"
+        and call.trainable is not False
+        and is_answered(call)
+        and not any(has_image(one) for one in (call.prompt_ref.append if call.prompt_ref else own_prompt(call)))
+        for call, origin in zip(calls, behaviour.calls, strict=True)
+    )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = [one for one in counts if one is not None]
+    return sum(known) if known else None
+
+
+def _column_text(text: str, limit: int) -> str:
+    """As much of a text as a column takes; the payload has all of it."""
+    return text.replace("\x00", "\ufffd")[:limit]
+
+
+def _numbers(metrics: Mapping[str, object]) -> dict[str, object]:
+    """The metrics that lists can show: numbers, booleans, short words."""
+    shown = {
+        _column_text(name, 100): _column_text(value, 200) if isinstance(value, str) else value
+        for name, value in metrics.items()
+        if isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= 200)
+    }
+    return dict(list(shown.items())[:METRICS_KEPT])
+
+
+# --- what trajectories refer to ----------------------------------------------------------------------------------
+
+_agents: dict[tuple[int, str], int] = {}
+_texts: dict[tuple[int, bytes], int] = {}
+
+
+def forget() -> None:
+    """Drop what is remembered of rows that others may have deleted."""
+    _agents.clear()
+    _texts.clear()
+    scenarios.forget()
+
+
+def agents(project: Project, ids: set[str]) -> dict[str, int]:
+    """pks of agents, made on first sight."""
+    found = {one: pk for one in ids if (pk := _agents.get((project.pk, one))) is not None}
+    missing = sorted(ids - set(found))
+    if missing:
+        rows = Agent.objects.filter(project=project, agent_id__in=missing).values_list("agent_id", "pk")
+        present = dict(rows.iterator())
+        new = [one for one in missing if one not in present]
+        if new:
+            Agent.objects.bulk_create((Agent(project=project, agent_id=one) for one in new), ignore_conflicts=True)
+            present = dict(rows.iterator())
+        found.update(present)
+        if not connection.in_atomic_block:  # what is rolled back must not be remembered
+            if len(_agents) > 200_000:
+                _agents.clear()
+            _agents.update({(project.pk, one): pk for one, pk in present.items()})
+    return found
+
+
+def shared_texts(project: Project, wanted: Mapping[bytes, segments.Text]) -> dict[bytes, int]:
+    """pks of the texts by hash, stored where they are new. Committed before the rows that name them."""
+    found = {one: pk for one in wanted if (pk := _texts.get((project.pk, one))) is not None}
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        SharedText.objects.bulk_create(
+            (
+                SharedText(
+                    project=project,
+                    text_hash=one,
+                    kind=wanted[one].kind,
+                    raw_size=wanted[one].raw_size,
+                    data=wanted[one].data,
+                )
+                for one in missing
+            ),
+            ignore_conflicts=True,
+        )
+        rows = SharedText.objects.filter(project=project, text_hash__in=missing).values_list("text_hash", "pk")
+        present = {bytes(text_hash): pk for text_hash, pk in rows}
+        found.update(present)
+        if not connection.in_atomic_block:
+            if len(_texts) > 100_000:
+                _texts.clear()
+            _texts.update({(project.pk, one): pk for one, pk in present.items()})
+    return found
+
+
+# --- the one statement -------------------------------------------------------------------------------------------
+
+_TYPES: Mapping[str, str] = {
+    "project_id": "int8",
+    "trajectory_id": "varchar",
+    "agent_id": "int8",
+    "scenario_id": "int8",
+    "role": "varchar",
+    "declared_group_id": "varchar",
+    "declared_group_size": "int4",
+    "episode_id": "varchar",
+    "parent_trajectory_id": "varchar",
+    "parent_call": "int4",
+    "retry_of": "varchar",
+    "is_superseded": "bool",
+    "is_evaluation": "bool",
+    "evaluation_id": "varchar",
+    "window": "varchar",
+    "started_at": "timestamptz",
+    "ended_at": "timestamptz",
+    "last_step_at": "timestamptz",
+    "state": "varchar",
+    "final_status": "varchar",
+    "stop_reason": "varchar",
+    "is_excluded": "bool",
+    "reward": "float8",
+    "reward_components": "jsonb",
+    "reward_source": "varchar",
+    "origin": "varchar",
+    "behaviour": "varchar",
+    "model_names": "varchar[]",
+    "n_steps": "int4",
+    "n_calls": "int4",
+    "n_trainable_calls": "int4",
+    "prompt_tokens": "int8",
+    "completion_tokens": "int8",
+    "fidelity": "varchar",
+    "quality": "float8",
+    "findings": "jsonb",
+    "metrics": "jsonb",
+    "source_format": "varchar",
+    "content_hash": "bytea",
+    "twin_hash": "bytea",
+    "raw_size": "int8",
+    "shared_texts": "int8[]",
+}
+_COLUMNS = ", ".join(f'"{name}"' for name in _TYPES)
+_RECORD = ", ".join(f'"{name}" {kind}' for name, kind in _TYPES.items())
+# S608: names and types are the constants above
+_WRITE = f"""
+    with incoming as (select * from json_to_recordset(%s::json) as r({_RECORD})),
+    fresh as (
+        insert into trajectories ({_COLUMNS})
+        select {_COLUMNS} from incoming i
+        where not exists (
+            select from tombstones t where t.project_id = i.project_id and t.trajectory_id = i.trajectory_id)
+        order by i.trajectory_id
+        on conflict (project_id, trajectory_id) do nothing
+        returning id, project_id, trajectory_id, state
+    ),
+    pieces as (
+        insert into trajectory_segments
+            (trajectory_id, seq, first_step, last_step, codec, raw_size, data, location, step_hashes)
+        select f.id, p.seq, p.first_step, p.last_step, 'zstd', p.raw_size, p.data, '', p.step_hashes
+        from unnest(%b::text[], %b::int4[], %b::int4[], %b::int4[], %b::int8[], %b::bytea[], %b::bytea[])
+            as p(trajectory_id, seq, first_step, last_step, raw_size, data, step_hashes)
+        join fresh f using (trajectory_id)
+    ),
+    taken_out as (
+        insert into redaction_counts (trajectory_id, rule, count)
+        select f.id, r.rule, r.count from unnest(%b::text[], %b::text[], %b::int4[]) as r(trajectory_id, rule, count)
+        join fresh f using (trajectory_id)
+    ),
+    queue as (
+        insert into indexing_work (trajectory_id, project_id)
+        select id, project_id from fresh where state = 'sealed'
+    )
+    select trajectory_id from fresh
+"""  # noqa: S608
+
+
+def _write(ready: Sequence[Prepared]) -> set[str]:
+    """One statement, and outside a transaction one commit. Returns the ids that are new."""
+    if not ready:
+        return set()
+    pieces = [
+        (one.row.trajectory_id, piece, step_hashes)
+        for one in ready
+        for piece, step_hashes in zip(one.pieces, one.step_hashes, strict=True)
+    ]
+    taken_out = [(one.row.trajectory_id, rule, count) for one in ready for rule, count in one.redactions.items()]
+    parameters = (
+        payloads.encode([one.row for one in ready]).decode(),
+        [trajectory_id for trajectory_id, _, _ in pieces],
+        [piece.seq for _, piece, _ in pieces],
+        [piece.first_step for _, piece, _ in pieces],
+        [piece.last_step for _, piece, _ in pieces],
+        [piece.raw_size for _, piece, _ in pieces],
+        [piece.data for _, piece, _ in pieces],
+        [step_hashes for _, _, step_hashes in pieces],
+        [trajectory_id for trajectory_id, _, _ in taken_out],
+        [rule for _, rule, _ in taken_out],
+        [count for _, _, count in taken_out],
+    )
+    connection.ensure_connection()
+    # psycopg's own cursor: parameters travel in binary and the statement is prepared once a connection;
+    # Django's would spell every byte of a segment as text.
+    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+        cursor.execute(_WRITE, parameters)
+        return {row[0] for row in cursor.fetchall()}
+
+
+# --- ids that are taken ------------------------------------------------------------------------------------------
+
+
+def _settle(project: Project, incoming: Incoming) -> Recorded | Problem:
+    return _settle_many(project, [incoming])[0]
+
+
+def _settle_many(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem]:
+    """What becomes of items whose id is taken."""
+    if not items:
+        return []
+    ids = {item.payload.trajectory_id for item in items}
+    rows = {row.trajectory_id: row for row in Trajectory.objects.filter(project=project, trajectory_id__in=ids)}
+    gone = set()
+    if len(rows) < len(ids):
+        gone = set(
+            Tombstone.objects.filter(project=project, trajectory_id__in=ids).values_list("trajectory_id", flat=True)
+        )
+    results: list[Recorded | Problem] = []
+    key = bytes(project.hash_key)
+    for item in items:
+        trajectory_id = item.payload.trajectory_id
+        row = rows.get(trajectory_id)
+        try:
+            if row is None:
+                if trajectory_id in gone:
+                    raise Gone(f"Trajectory {trajectory_id} was erased; its id cannot be used again.")
+                results.append(_insert(project, [item])[0] or _raced(trajectory_id))  # its namesake was refused
+            else:
+                results.append(_settle_row(project, row, item, item.hashes(key)[0]))
+        except Problem as problem:
+            results.append(problem)
+    return results
+
+
+def _raced(trajectory_id: str) -> Problem:
+    return Conflict(f"Trajectory {trajectory_id} came in several times at once. Send it again.")
+
+
+def _settle_row(project: Project, row: Trajectory, item: Incoming, content_hash: bytes) -> Recorded:
+    if bytes(row.content_hash) == content_hash:
+        return _told(row, "replay")
+    if row.state != State.SEALED:
+        return _extend(project, row.pk, item, content_hash)
+    header = row.segments.filter(seq=0).values_list("step_hashes", flat=True).first()
+    if header and bytes(header)[:32] == content_hash:  # the POST that opened it, come again late
+        return _told(row, "replay")
+    raise Conflict(
+        f"Trajectory {row.trajectory_id} is there with other content, received {row.received_at:%Y-%m-%dT%H:%M:%SZ}. "
+        "The first one is kept. Send yours under another id.",
+        pointer="/trajectory_id",
+    )
+
+
+# --- open trajectories -------------------------------------------------------------------------------------------
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """The answer to POST …/steps/."""
+
+    trajectory_id: str
+    n_steps: int
+    appended: int
+    replayed: int
+
+
+def step_hash(step: StepPayload, key: bytes) -> bytes:
+    """Of a step as it was sent, wherever it stands."""
+    bare = msgspec.structs.replace(step, index=None)
+    return hashlib.blake2b(payloads.canonical(bare), key=key, digest_size=HASH_BYTES).digest()
+
+
+def _pack_open(
+    sent: Sequence[StepPayload], payload: TrajectoryPayload, key: bytes, opening_hash: bytes
+) -> tuple[tuple[segments.Piece, ...], tuple[bytes, ...]]:
+    """Header and steps of an open one. The header's hash is that of the opening POST, so that it may come again."""
+    bare = msgspec.structs.replace(payload, steps=())
+    header = segments.pack_header(bare)
+    pieces = segments.pack_steps(payload.steps, seq=1, first_step=0)
+    return (header, *pieces), (opening_hash, *_hashes_of(pieces, sent, key, first=0))
+
+
+def _hashes_of(pieces: Sequence[segments.Piece], sent: Sequence[StepPayload], key: bytes, *, first: int) -> list[bytes]:
+    found = [step_hash(step, key) for step in sent]
+    return [b"".join(found[piece.first_step - first : piece.last_step + 1 - first]) for piece in pieces]
+
+
+def append_steps(project: Project, trajectory_id: str, steps: Sequence[StepPayload]) -> Appended:
+    """Append to an open trajectory. A step that is there with the same content is a replay.
+
+    Raises:
+        Unknown, Gone: no such trajectory. Conflict: another step stands at an index, a gap, or it is sealed.
+        Invalid: an index is missing, a prompt_ref points ahead.
+    """
+    for number, step in enumerate(steps):
+        if step.index is None:
+            raise Invalid(
+                f"/steps/{number}/index is missing: it makes sending again safe.", pointer=f"/steps/{number}/index"
+            )
+    key = bytes(project.hash_key)
+    rules = redaction.rules(project)
+    with transaction.atomic():
+        row = _locked(project, trajectory_id)
+        stored = _stored_hashes(row)
+        fresh: list[StepPayload] = []
+        for number, step in enumerate(steps):
+            index = step.index
+            assert index is not None
+            place = f"/steps/{number}/index"
+            if index < len(stored):
+                if stored[index] != step_hash(step, key):
+                    raise Conflict(
+                        f"Step {index} of {trajectory_id} is there with other content; the first one is kept.",
+                        pointer=place,
+                    )
+                continue
+            if row.state == State.SEALED:
+                raise Conflict(f"Trajectory {trajectory_id} is sealed with {row.n_steps} steps.", pointer=place)
+            if index != len(stored):
+                raise Conflict(
+                    f"Step {index} of {trajectory_id} leaves a gap: the next one is {len(stored)}.", pointer=place
+                )
+            stored.append(step_hash(step, key))
+            fresh.append(step)
+        if fresh:
+            _append(row, fresh, rules, key)
+    return Appended(trajectory_id, row.n_steps, len(fresh), len(steps) - len(fresh))
+
+
+def _append(row: Trajectory, fresh: Sequence[StepPayload], rules: Sequence[redaction.Rule], key: bytes) -> None:
+    """Inside a transaction that holds the row."""
+    n_calls = payloads.check_steps(tuple(fresh), first_call=row.n_calls)
+    holder, counts = redaction.redact(payloads.StepsBody(steps=tuple(fresh)), rules)
+    last_seq = row.segments.order_by("-seq").values_list("seq", flat=True)[0]
+    pieces = segments.pack_steps(holder.steps, seq=last_seq + 1, first_step=row.n_steps)
+    _add_pieces(row, pieces, _hashes_of(pieces, fresh, key, first=row.n_steps))
+    _add_redactions(row, counts)
+    row.n_steps += len(fresh)
+    row.n_calls += n_calls
+    row.last_step_at = timezone.now()
+    row.save(update_fields=["n_steps", "n_calls", "last_step_at"])
+
+
+def end(project: Project, trajectory_id: str, body: EndBody) -> Recorded:
+    """Seal an open trajectory. The same end again is a replay.
+
+    Raises:
+        Unknown, Gone: no such trajectory. Conflict: it was sealed otherwise. Invalid: times, or still running.
+    """
+    if body.final_status == "running":
+        raise Invalid("final_status is running: an end needs another one.", pointer="/final_status")
+    now = datetime.now(UTC)
+    payloads.check_time(body.ended_at, "/ended_at", now)
+    payloads.check_column(body.reward_components, "/reward_components")
+    key = bytes(project.hash_key)
+    ending = hashlib.blake2b(payloads.canonical(body), key=key, digest_size=32).digest()
+    with transaction.atomic():
+        row = _locked(project, trajectory_id)
+        header = row.segments.get(seq=0)
+        marks = bytes(header.step_hashes)
+        if row.state == State.SEALED:
+            if marks[32:64] == ending:
+                return _told(row, "replay")
+            raise Conflict(f"Trajectory {trajectory_id} is sealed already, as {row.final_status}.")
+        if body.ended_at and payloads.utc(body.ended_at) < row.started_at:
+            raise Invalid(
+                f"ended_at ({body.ended_at.isoformat()}) lies before started_at ({row.started_at.isoformat()}).",
+                pointer="/ended_at",
+            )
+        stored = _stored_hashes(row)
+        whole = segments.load(row)
+        payload = TrajectoryPayload(
+            **{
+                **{name: getattr(whole, name) for name in TrajectoryPayload.__struct_fields__},
+                "final_status": body.final_status,
+                "stop_reason": body.stop_reason or whole.stop_reason,
+                "ended_at": body.ended_at or whole.ended_at or now,
+                "metrics": {**whole.metrics, **body.metrics},
+                "reward": body.reward if body.reward is not None else row.reward,
+                "reward_components": body.reward_components or whole.reward_components,
+            }
+        )
+        payload, counts = redaction.redact(payload, redaction.rules(project))
+        content_hash, twin_hash = hashes(key, marks[:32] + b"".join(stored) + ending, trajectory_id)
+        _seal(project, row, payload, content_hash, twin_hash, marks=marks[:32] + ending, step_hashes=stored)
+        _add_redactions(row, counts)
+    return _told(row, "sealed")
+
+
+def _extend(project: Project, pk: int, item: Incoming, content_hash: bytes) -> Recorded:
+    """A whole trajectory for an id that is open: its steps must begin with those that are there."""
+    key = bytes(project.hash_key)
+    rules = redaction.rules(project)
+    with transaction.atomic():
+        row = Trajectory.objects.select_for_update().select_related("agent").get(pk=pk)
+        header = row.segments.get(seq=0)
+        opening = bytes(header.step_hashes)[:32]
+        if row.state == State.SEALED:
+            if bytes(row.content_hash) == content_hash or opening == content_hash:
+                return _told(row, "replay")
+            raise Conflict(f"Trajectory {row.trajectory_id} was sealed meanwhile with other content.")
+        if row.agent.agent_id != item.payload.agent_id:
+            raise Conflict(f"Trajectory {row.trajectory_id} is of another agent.", pointer="/agent_id")
+        stored = _stored_hashes(row)
+        sent = [step_hash(step, key) for step in item.payload.steps]
+        same = next((at for at, one in enumerate(stored) if at >= len(sent) or sent[at] != one), len(stored))
+        is_open = item.payload.final_status == "running"
+        if same < min(len(stored), len(sent)) or (len(sent) < len(stored) and not is_open):
+            raise Conflict(
+                f"Trajectory {row.trajectory_id} is open with {len(stored)} steps; step {same} is not what was sent "
+                "before. A whole trajectory must begin with them.",
+                pointer=f"/steps/{same}",
+            )
+        if is_open:
+            if fresh := item.payload.steps[len(stored) :]:
+                _append(row, fresh, rules, key)
+            return _told(row, "extended" if fresh else "replay")
+        payload, counts = redaction.redact(item.payload, rules)
+        twin_hash = item.hashes(key)[1]
+        _seal(
+            project,
+            row,
+            payload,
+            content_hash,
+            twin_hash,
+            marks=opening,
+            step_hashes=sent,
+            source_format=item.source_format,
+        )
+        RedactionCount.objects.filter(trajectory=row).delete()
+        _add_redactions(row, counts)
+    return _told(row, "sealed")
+
+
+def _seal(
+    project: Project,
+    row: Trajectory,
+    payload: TrajectoryPayload,
+    content_hash: bytes,
+    twin_hash: bytes,
+    *,
+    marks: bytes,
+    step_hashes: Sequence[bytes],
+    source_format: str = "native",
+) -> None:
+    """Inside a transaction that holds the row: compact its segments, fill its columns, queue it for its group."""
+    context = _Context(project, [payload])
+    canonical = payloads.canonical(payload)
+    late = row.reward if row.reward_source not in ("", rewards.RECORDED) else None  # came by PATCH while it ran
+    columns, behaviour = context.row(
+        payload,
+        content_hash=content_hash,
+        twin_hash=twin_hash,
+        source_format=source_format,
+        raw_size=len(canonical),
+        nul=b"\\u0000" in canonical,
+        is_open=False,
+    )
+    packed = segments.pack(payload, behaviour.calls, key=context.key, derived_actions=source_format == "messages")
+    pks = shared_texts(project, {text.text_hash: text for text in packed.texts})
+    columns.shared_texts = [pks[text.text_hash] for text in packed.texts]
+    row.segments.all().delete()
+    # Every step's hash stays, so that a late replay of a step is known for one: after the 64 bytes of the marks.
+    kept_hashes = marks.ljust(64, b"\0") + b"".join(step_hashes)
+    _add_pieces(row, packed.pieces, [kept_hashes, *(b"" for _ in packed.pieces[1:])])
+    was = row.state
+    kept = {"project_id", "agent_id", "trajectory_id", "content_hash", "twin_hash", "is_superseded", "is_excluded"}
+    if late is not None:
+        kept |= {"reward", "reward_components", "reward_source"}
+    for name in Row.__struct_fields__:
+        if name not in kept:
+            setattr(row, name, getattr(columns, name))
+    row.content_hash, row.twin_hash = content_hash, twin_hash
+    row.save()
+    history.record(row, was, row.state, project=project, by=history.SYSTEM, field="state")
+    IndexingWork.objects.create(trajectory=row, project=project)
+
+
+def time_out() -> int:
+    """Mark open trajectories without a new step for the project's time; a later end still seals them."""
+    now = timezone.now()
+    count = 0
+    for project in Project.objects.filter(trajectories__state=State.OPEN).distinct():
+        before = now - timedelta(minutes=project.open_timeout_minutes)
+        with transaction.atomic():
+            rows = list(
+                Trajectory.objects.select_for_update(skip_locked=True).filter(
+                    project=project, state=State.OPEN, last_step_at__lt=before
+                )[:1000]
+            )
+            Trajectory.objects.filter(pk__in=[row.pk for row in rows]).update(
+                state=State.TIMED_OUT, final_status=FinalStatus.TIMEOUT
+            )
+            history.record_many(
+                ((row, State.OPEN, State.TIMED_OUT) for row in rows),
+                project=project,
+                by=history.SYSTEM,
+                reason=f"no step for {project.open_timeout_minutes} minutes",
+                field="state",
+            )
+            count += len(rows)
+    return count
+
+
+def _locked(project: Project, trajectory_id: str) -> Trajectory:
+    row = Trajectory.objects.select_for_update().filter(project=project, trajectory_id=trajectory_id).first()
+    if row is None:
+        if Tombstone.objects.filter(project=project, trajectory_id=trajectory_id).exists():
+            raise Gone(f"Trajectory {trajectory_id[:200]} was erased.")
+        raise Unknown("There is no such trajectory in this project. Open it by a POST with final_status running.")
+    return row
+
+
+def _stored_hashes(row: Trajectory) -> list[bytes]:
+    """The hash of each step of an open trajectory, or of one that was open."""
+    found: list[bytes] = []
+    for seq, raw in row.segments.order_by("seq").values_list("seq", "step_hashes"):
+        joined = bytes(raw)[64:] if seq == 0 else bytes(raw)
+        found.extend(joined[at : at + HASH_BYTES] for at in range(0, len(joined), HASH_BYTES))
+    return found
+
+
+def _add_pieces(row: Trajectory, pieces: Sequence[segments.Piece], step_hashes: Sequence[bytes]) -> None:
+    TrajectorySegment.objects.bulk_create(
+        TrajectorySegment(
+            trajectory=row,
+            seq=piece.seq,
+            first_step=piece.first_step,
+            last_step=piece.last_step,
+            raw_size=piece.raw_size,
+            data=piece.data,
+            step_hashes=hashed,
+        )
+        for piece, hashed in zip(pieces, step_hashes, strict=True)
+    )
+
+
+def _add_redactions(row: Trajectory, counts: Counter[str]) -> None:
+    for rule, count in counts.items():
+        if not RedactionCount.objects.filter(trajectory=row, rule=rule).update(count=F("count") + count):
+            RedactionCount.objects.create(trajectory=row, rule=rule, count=count)

@@ -1,0 +1,403 @@
+"""How a payload is stored and read back: compressed segments of bounded size, each text once.
+
+A prompt that goes on from an earlier one is kept as what it adds; system prompts and tool lists lie in `shared_texts`,
+named by their place in the row's list. Segment 0 is the header with, where all of it is small, all steps; else it has
+no steps (first 0, last -1) and a page of a long run opens one other segment.
+"""
+
+import hashlib
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+import zstandard
+from django.core.files.storage import storages
+
+from trajectories import payloads
+from trajectories.formats import messages as messages_format
+from trajectories.models import SharedText, Trajectory, TrajectorySegment
+from trajectories.payloads import LlmCallPayload, Message, PromptRef, StepPayload, TrajectoryPayload
+from trajectories.transcripts import OriginOfCall, answer_as_sent
+
+SEGMENT_BYTES = 256 * 1024  # of JSON before compression; one step alone may be larger
+SHARED_BYTES = 400  # a shorter text is cheaper kept where it stands
+LOOK_BACK = 4  # earlier calls whose prompt may be the beginning of this one's
+LEVEL = 3
+
+Tools = list[dict[str, object]]
+
+
+class StoredPrompt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`messages` of a call without what is stored elsewhere."""
+
+    call: int | None = None  # it begins as that call's prompt …
+    keep: int = 0  # … with its first so many messages …
+    answer: bool = False  # … and its answer …
+    append: tuple[Message, ...] = ()  # … and goes on with these
+    system: int | None = None  # the content of append[0] is this shared text
+
+
+class StoredCall(LlmCallPayload, frozen=True, kw_only=True):
+    stored_prompt: StoredPrompt | None = None
+    system_text: int | None = None
+    tools_text: int | None = None
+
+
+class StoredStep(StepPayload, frozen=True, kw_only=True):
+    llm_calls: tuple[StoredCall, ...] = ()
+
+
+class StoredHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    payload: TrajectoryPayload  # without steps, reward, inline scenario, shared tools
+    tools_text: int | None = None
+    origins: tuple[OriginOfCall, ...] = ()  # one for all calls, or one a call
+    derived_actions: bool = False  # actions are made from the tool messages again
+
+
+class StoredSegment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    header: StoredHeader | None = None
+    steps: tuple[StoredStep, ...] = ()
+
+
+class LoadedPayload(TrajectoryPayload, frozen=True, kw_only=True):
+    """A payload from the store: it knows where its calls' answers came from."""
+
+    origins: tuple[OriginOfCall, ...] = ()
+
+
+class Text(msgspec.Struct, frozen=True):
+    """A text to be shared."""
+
+    kind: str  # system or tools
+    text_hash: bytes
+    raw_size: int
+    data: bytes
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A segment to be written."""
+
+    seq: int
+    first_step: int
+    last_step: int
+    raw_size: int
+    data: bytes
+
+
+class Packed(msgspec.Struct, frozen=True):
+    pieces: tuple[Piece, ...]
+    texts: tuple[Text, ...]  # in the order of the row's `shared_texts`
+
+
+_local = threading.local()  # zstd contexts must not be shared between threads
+_decoder = msgspec.json.Decoder(StoredSegment)
+
+
+def compress(raw: bytes) -> bytes:
+    if not hasattr(_local, "compressor"):
+        _local.compressor = zstandard.ZstdCompressor(level=LEVEL)
+    packed: bytes = _local.compressor.compress(raw)
+    return packed
+
+
+def decompress(data: bytes, raw_size: int) -> bytes:
+    if not hasattr(_local, "decompressor"):
+        _local.decompressor = zstandard.ZstdDecompressor()
+    raw: bytes = _local.decompressor.decompress(data, max_output_size=raw_size)
+    return raw
+
+
+class _Texts:
+    """The shared texts of one trajectory, by content."""
+
+    def __init__(self, key: bytes, known: Sequence[bytes] = ()) -> None:
+        self.key = key
+        self.places: dict[bytes, int] = {one: place for place, one in enumerate(known)}
+        self.new: list[Text] = []
+        self.last_tools: tuple[Tools, int | None] | None = None
+
+    def place(self, kind: str, raw: bytes) -> int | None:
+        """Where the text will be found, or None when it is too short to share."""
+        if len(raw) < SHARED_BYTES:
+            return None
+        text_hash = hashlib.blake2b(raw, key=self.key, digest_size=32).digest()
+        place = self.places.get(text_hash)
+        if place is None:
+            place = self.places[text_hash] = len(self.places)
+            self.new.append(Text(kind, text_hash, len(raw), compress(raw)))
+        return place
+
+    def tools(self, tools: Tools) -> int | None:
+        if self.last_tools is None or self.last_tools[0] != tools:
+            self.last_tools = (tools, self.place("tools", payloads.encode(tools)))
+        return self.last_tools[1]
+
+
+def pack(
+    payload: TrajectoryPayload, origins: Sequence[OriginOfCall], *, key: bytes, derived_actions: bool = False
+) -> Packed:
+    """The payload as segments and shared texts. `key` keys the hashes of the texts."""
+    texts = _Texts(key)
+    steps = messages_format.without_actions(payload.steps) if derived_actions else payload.steps
+    shared_tools = texts.tools(payload.tools) if payload.tools else None
+    header = StoredHeader(
+        payload=msgspec.structs.replace(
+            payload,
+            steps=(),
+            reward=None,
+            reward_components={},
+            scenario=None,
+            scenario_id=payload.scenario_ref(),
+            tools=None if shared_tools is not None else payload.tools,
+        ),
+        tools_text=shared_tools,
+        origins=tuple(origins[:1]) if len(set(origins)) <= 1 else tuple(origins),
+        derived_actions=derived_actions,
+    )
+    stored = _compact(steps, texts)
+    whole = payloads.encode(StoredSegment(header=header, steps=()))
+    parts = [payloads.encode(step) for step in stored]
+    if len(whole) + sum(map(len, parts)) <= SEGMENT_BYTES:
+        return Packed((_piece(0, 0, whole, parts, with_header=True),), tuple(texts.new))
+    return Packed((_piece(0, 0, whole, [], with_header=True), *_pieces(1, 0, parts)), tuple(texts.new))
+
+
+def pack_header(payload: TrajectoryPayload) -> Piece:
+    """The header of an open trajectory; sealing makes it anew."""
+    bare = msgspec.structs.replace(
+        payload, steps=(), reward=None, reward_components={}, scenario=None, scenario_id=payload.scenario_ref()
+    )
+    return _piece(0, 0, payloads.encode(StoredSegment(header=StoredHeader(payload=bare))), [], with_header=True)
+
+
+def pack_steps(steps: Sequence[StepPayload], *, seq: int, first_step: int) -> tuple[Piece, ...]:
+    """Steps that are appended to an open trajectory: whole as they are; sealing compacts them."""
+    return tuple(_pieces(seq, first_step, [payloads.encode(step) for step in steps]))
+
+
+def _pieces(seq: int, first_step: int, parts: Sequence[bytes]) -> Iterable[Piece]:
+    waiting: list[bytes] = []
+    size = 0
+    for part in parts:
+        if waiting and size + len(part) > SEGMENT_BYTES:
+            yield _piece(seq, first_step, b"", waiting)
+            seq, first_step, waiting, size = seq + 1, first_step + len(waiting), [], 0
+        waiting.append(part)
+        size += len(part)
+    if waiting:
+        yield _piece(seq, first_step, b"", waiting)
+
+
+def _piece(seq: int, first_step: int, header: bytes, steps: Sequence[bytes], *, with_header: bool = False) -> Piece:
+    """One segment from JSON that is made already: encoding the steps twice would cost as much as compressing them."""
+    head = header[:-1] + (b"," if steps else b"") if with_header else b"{"
+    raw = head + (b'"steps":[' + b",".join(steps) + b"]" if steps else b"") + b"}"
+    return Piece(seq, first_step, first_step + len(steps) - 1, len(raw), compress(raw))
+
+
+def _compact(steps: Sequence[StepPayload], texts: _Texts) -> list[StepPayload]:
+    """The steps with every call's prompt, system prompt and tools as references where they are known already."""
+    made: list[StepPayload] = []
+    recent: list[tuple[int, tuple[Message, ...], Message | None]] = []  # (position, prompt, answer) of whole prompts
+    position = 0
+    for step in steps:
+        calls: list[LlmCallPayload] = []
+        for call in step.llm_calls:
+            calls.append(_compact_call(call, recent, texts))
+            if call.messages is not None:
+                recent = [*recent[-LOOK_BACK + 1 :], (position, call.messages, answer_as_sent(call))]
+            position += 1
+        made.append(msgspec.structs.replace(step, llm_calls=tuple(calls)) if calls else step)
+    return made
+
+
+def _compact_call(
+    call: LlmCallPayload, recent: Sequence[tuple[int, tuple[Message, ...], Message | None]], texts: _Texts
+) -> LlmCallPayload:
+    changed: dict[str, object] = {}
+    if call.tools and (place := texts.tools(call.tools)) is not None:
+        changed |= {"tools": None, "tools_text": place}
+    if call.system_prompt and (place := texts.place("system", call.system_prompt.encode())) is not None:
+        changed |= {"system_prompt": None, "system_text": place}
+    if call.messages:
+        stored = _stored_prompt(call.messages, recent, texts)
+        if stored is not None:
+            changed |= {"messages": None, "stored_prompt": stored}
+    if not changed:
+        return call
+    kept = {name: getattr(call, name) for name in LlmCallPayload.__struct_fields__}
+    return StoredCall(**{**kept, **changed})
+
+
+def _stored_prompt(
+    prompt: tuple[Message, ...],
+    recent: Sequence[tuple[int, tuple[Message, ...], Message | None]],
+    texts: _Texts,
+) -> StoredPrompt | None:
+    best: StoredPrompt | None = None
+    for position, earlier, answer in reversed(recent):
+        keep = 0
+        for one, other in zip(prompt, earlier, strict=False):
+            if one != other:
+                break
+            keep += 1
+        if keep > (best.keep if best else 0):
+            # only what equals the answer exactly can be put back in its place
+            whole = keep == len(earlier) and keep < len(prompt) and prompt[keep] == answer
+            best = StoredPrompt(call=position, keep=keep, answer=whole, append=prompt[keep + whole :])
+            if whole:
+                break
+    if best is not None:
+        return best
+    head = prompt[0]
+    content = head.get("content")
+    if head.get("role") in ("system", "developer") and isinstance(content, str):
+        place = texts.place("system", content.encode())
+        if place is not None:
+            bare = {key: value for key, value in head.items() if key != "content"}
+            return StoredPrompt(append=(bare, *prompt[1:]), system=place)
+    return None
+
+
+def load(trajectory: Trajectory) -> LoadedPayload:
+    """The payload as it was sent (after redaction), with the reward as it is known now.
+
+    Raises:
+        LookupError: the row has no payload.
+    """
+    return load_many([trajectory])[trajectory.pk]
+
+
+def load_many(trajectories: Sequence[Trajectory]) -> dict[int, LoadedPayload]:
+    """The same for many in two queries, by pk. Their scenarios are read where `select_related` brought none."""
+    rows: dict[int, list[TrajectorySegment]] = {trajectory.pk: [] for trajectory in trajectories}
+    for row in TrajectorySegment.objects.filter(trajectory__in=rows).order_by("trajectory", "seq"):
+        rows[row.trajectory_id].append(row)
+    wanted = {pk for trajectory in trajectories for pk in trajectory.shared_texts}
+    texts = {text.pk: decompress(bytes(text.data), text.raw_size) for text in SharedText.objects.filter(pk__in=wanted)}
+    return {
+        trajectory.pk: _unpack(trajectory, rows[trajectory.pk], [texts[pk] for pk in trajectory.shared_texts])
+        for trajectory in trajectories
+    }
+
+
+def has_payload(trajectory: Trajectory) -> bool:
+    return trajectory.segments.exists()
+
+
+def raw_of(row: TrajectorySegment) -> bytes:
+    """The JSON of a segment, wherever it lies."""
+    if row.data is not None:
+        return decompress(bytes(row.data), row.raw_size)
+    with storages["archive"].open(row.location, "rb") as stored:
+        data: bytes = stored.read()
+    return decompress(data, row.raw_size)
+
+
+def _unpack(trajectory: Trajectory, rows: Sequence[TrajectorySegment], texts: Sequence[bytes]) -> LoadedPayload:
+    header: StoredHeader | None = None
+    stored: list[StoredStep] = []
+    for row in rows:
+        segment = _decoder.decode(raw_of(row))
+        header = header or segment.header
+        stored.extend(segment.steps)
+    if header is None:
+        raise LookupError(f"trajectory {trajectory.trajectory_id} (row {trajectory.pk}) has no payload")
+    steps = _expand(stored, texts)
+    told = header.payload
+    if header.derived_actions:
+        steps = messages_format.with_actions(steps, told.closing_messages)
+    n_calls = sum(len(step.llm_calls) for step in steps)
+    origins = header.origins * n_calls if len(header.origins) == 1 else header.origins
+    tools = told.tools
+    if header.tools_text is not None:
+        tools = msgspec.json.decode(texts[header.tools_text], type=Tools)
+    fields = {name: getattr(told, name) for name in TrajectoryPayload.__struct_fields__}
+    components = {
+        str(name): float(value) if isinstance(value, int | float) else None
+        for name, value in (trajectory.reward_components or {}).items()
+    }
+    return LoadedPayload(
+        **{
+            **fields,
+            "steps": tuple(steps),
+            "tools": tools,
+            "reward": trajectory.reward,
+            "reward_components": components,
+            "origins": origins,
+        }
+    )
+
+
+def _expand(stored: Sequence[StoredStep], texts: Sequence[bytes]) -> tuple[StepPayload, ...]:
+    prompts: dict[int, tuple[Message, ...]] = {}
+    calls_so_far: list[LlmCallPayload] = []
+    steps: list[StepPayload] = []
+    tools: dict[int, Tools] = {}
+    for step in stored:
+        calls: list[LlmCallPayload] = []
+        for call in step.llm_calls:
+            whole = _expand_call(call, texts, prompts, calls_so_far, tools)
+            if whole.messages is not None:
+                prompts[len(calls_so_far)] = whole.messages
+            calls_so_far.append(whole)
+            calls.append(whole)
+        steps.append(_plain_step(step, tuple(calls)))
+    return tuple(steps)
+
+
+_STEP_FIELDS = tuple(name for name in StepPayload.__struct_fields__ if name != "llm_calls")
+_CALL_FIELDS = LlmCallPayload.__struct_fields__
+
+
+def _plain_step(step: StoredStep, calls: tuple[LlmCallPayload, ...]) -> StepPayload:
+    return StepPayload(**{name: getattr(step, name) for name in _STEP_FIELDS}, llm_calls=calls)
+
+
+def _expand_call(
+    call: StoredCall,
+    texts: Sequence[bytes],
+    prompts: Mapping[int, tuple[Message, ...]],
+    before: Sequence[LlmCallPayload],
+    tools: dict[int, Tools],
+) -> LlmCallPayload:
+    fields = {name: getattr(call, name) for name in _CALL_FIELDS}
+    if call.tools_text is not None:
+        if call.tools_text not in tools:
+            tools[call.tools_text] = msgspec.json.decode(texts[call.tools_text], type=Tools)
+        fields["tools"] = tools[call.tools_text]
+    if call.system_text is not None:
+        fields["system_prompt"] = texts[call.system_text].decode()
+    prompt = call.stored_prompt
+    if prompt is not None:
+        append = prompt.append
+        if prompt.system is not None:
+            append = ({**append[0], "content": texts[prompt.system].decode()}, *append[1:])
+        if prompt.call is not None:
+            answer = answer_as_sent(before[prompt.call]) if prompt.answer else None
+            append = (*prompts[prompt.call][: prompt.keep], *((answer,) if answer else ()), *append)
+        fields["messages"] = append
+    return LlmCallPayload(**fields)
+
+
+def page(row: TrajectorySegment, texts: Sequence[bytes] = ()) -> tuple[StepPayload, ...]:
+    """The steps of one segment alone, for a page of a long run: a prompt that goes on from a call in another segment
+    is given as a reference to it with what it adds."""
+    steps: list[StepPayload] = []
+    for step in _decoder.decode(raw_of(row)).steps:
+        calls: list[LlmCallPayload] = []
+        for call in step.llm_calls:
+            fields = {name: getattr(call, name) for name in _CALL_FIELDS}
+            prompt = call.stored_prompt
+            if prompt is not None and prompt.call is not None:
+                fields["prompt_ref"] = PromptRef(call=prompt.call, append=prompt.append)
+            elif prompt is not None:
+                append = prompt.append
+                if prompt.system is not None and prompt.system < len(texts):
+                    append = ({**append[0], "content": texts[prompt.system].decode()}, *append[1:])
+                fields["messages"] = append
+            if call.system_text is not None and call.system_text < len(texts):
+                fields["system_prompt"] = texts[call.system_text].decode()
+            calls.append(LlmCallPayload(**fields))
+        steps.append(_plain_step(step, tuple(calls)))
+    return tuple(steps)

@@ -1,0 +1,30 @@
+"""What is done behind the write. The queue's rows say what; a message is a nudge, and the sweep looks by itself."""
+
+from celery import shared_task
+
+from trajectories import indexing, ingestion, rewards
+from trajectories.models import IndexingWork, Project
+
+
+@shared_task(acks_late=True)
+def index_project(project_id: int) -> None:
+    """Fill groups, counters and call rows of what came in. Safe to run twice."""
+    project = Project.objects.filter(pk=project_id).first()
+    if project is not None:
+        indexing.drain(project)
+
+
+@shared_task(acks_late=True)
+def index_waiting() -> None:
+    """The sweep over all projects whose nudge got lost."""
+    for project in Project.objects.filter(pk__in=IndexingWork.objects.values("project")):
+        indexing.drain(project)
+
+
+@shared_task(acks_late=True)
+def close_groups() -> None:
+    """Close groups that are idle, time out open trajectories, expire rewards that wait in vain."""
+    for project in Project.objects.all():
+        indexing.close_idle(project)
+    ingestion.time_out()
+    rewards.expire_waiting()
