@@ -95,6 +95,19 @@ def test_nobody_enters_without_the_password(postgres: Callable[[], Postgres], da
     assert stat.S_IMODE(data.parent.stat().st_mode) == 0o700  # no folder above was opened to others
 
 
+def test_what_agents_said_is_not_in_the_log(postgres: Callable[[], Postgres]) -> None:
+    server = postgres()
+    with psycopg.connect(server.start(), autocommit=True) as db:
+        db.execute("create table once (said text primary key)")
+        db.execute("insert into once values ('my secret')")
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            db.execute("insert into once values ('my secret')")
+
+    log = server.log.read_text()
+    assert "once_pkey" in log
+    assert "my secret" not in log
+
+
 def test_a_row_survives_a_killed_server(postgres: Callable[[], Postgres]) -> None:
     first = postgres()
     with psycopg.connect(first.start()) as db:
