@@ -5,7 +5,7 @@ whoever needs the truth calls `drain` first. Killed anywhere, the queue's rows a
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -156,7 +156,11 @@ def _assign(project: Project, rows: Sequence[Trajectory]) -> set[int]:
     for row in new:
         group = cohorts.take(row)
         row.group_id = group.pk
-    Trajectory.objects.bulk_update(new, ["group"], batch_size=200)
+    with connection.cursor() as cursor:  # bulk_update's CASE with a branch a row costs ten times as much
+        cursor.execute(
+            "update trajectories t set group_id = n.g from unnest(%s::int8[], %s::int8[]) as n(t, g) where t.id = n.t",
+            [[row.pk for row in new], [row.group_id for row in new]],
+        )
     return {row.group_id for row in new if row.group_id is not None}
 
 
@@ -234,7 +238,7 @@ def recount(project: Project, groups: Iterable[int]) -> None:
     pks = sorted(set(groups))
     if not pks:
         return
-    counted: Mapping[int, Mapping[str, float]] = {
+    counted = {
         row["group"]: row
         for row in Trajectory.objects.filter(group__in=pks)
         .values("group")
@@ -250,13 +254,17 @@ def recount(project: Project, groups: Iterable[int]) -> None:
         )
     }
     rows = list(Group.objects.select_for_update().filter(pk__in=pks, project=project).order_by("id"))
-    names = ("n", "n_trainable", "reward_n", "reward_min", "reward_max", "reward_sum", "quality_sum")
     for row in rows:
-        found = counted.get(row.pk, {})
-        for name in names:
-            setattr(row, name, found.get(name, None if name in ("reward_min", "reward_max") else 0))
-        if found:
-            row.last_received_at = found["last_received_at"]  # type: ignore[assignment]  # a time among numbers
+        found = counted.get(row.pk)
+        row.n = found["n"] if found else 0
+        row.n_trainable = found["n_trainable"] if found else 0
+        row.reward_n = found["reward_n"] if found else 0
+        row.reward_min = found["reward_min"] if found else None
+        row.reward_max = found["reward_max"] if found else None
+        row.reward_sum = found["reward_sum"] if found else 0.0
+        row.quality_sum = found["quality_sum"] if found else 0.0
+        row.last_received_at = found["last_received_at"] if found else row.last_received_at
+    names = ("n", "n_trainable", "reward_n", "reward_min", "reward_max", "reward_sum", "quality_sum")
     Group.objects.bulk_update(rows, [*names, "last_received_at"], batch_size=200)
 
 
@@ -347,10 +355,9 @@ def _text(value: str | None, limit: int) -> str:
 
 def reindex(project: Project) -> int:
     """Queue every sealed trajectory again; groups stay, call rows and counters are made anew."""
-    rows = Trajectory.objects.filter(project=project, state=State.SEALED).order_by("id")
-    count = 0
-    for pk in rows.values_list("pk", flat=True).iterator(chunk_size=5000):
-        IndexingWork.objects.create(project=project, trajectory_id=pk)
-        count += 1
+    pks = list(
+        Trajectory.objects.filter(project=project, state=State.SEALED).order_by("id").values_list("pk", flat=True)
+    )
+    IndexingWork.objects.bulk_create((IndexingWork(project=project, trajectory_id=pk) for pk in pks), batch_size=5000)
     touch(project, Group.objects.filter(project=project).values_list("pk", flat=True))
-    return count
+    return len(pks)

@@ -292,8 +292,9 @@ def walk(value: object, pointer: str = "") -> Iterator[tuple[str, object]]:
 
 
 def escape(key: str) -> str:
-    """A key as a part of an RFC 6901 pointer, short enough to show."""
-    return key[:100].replace("~", "~0").replace("/", "~1")
+    """A key as a part of an RFC 6901 pointer, short enough to show; a lone surrogate is spelt out."""
+    short = key[:100].encode("utf-8", "backslashreplace").decode()
+    return short.replace("~", "~0").replace("/", "~1")
 
 
 def from_builtins(value: object, kind: type[P], pointer: str = "") -> P:

@@ -13,7 +13,9 @@ Body = dict[str, object]
 _number = itertools.count(1)
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 TAU_BENCH = DATA / "tau_bench" / "gpt-4o-airline.tasks-00-24.json.gz"
-needs_data = pytest.mark.skipif(not TAU_BENCH.exists(), reason="the recordings of ../shared/data are not on this machine")
+needs_data = pytest.mark.skipif(
+    not TAU_BENCH.exists(), reason="the recordings of ../shared/data are not on this machine"
+)
 
 
 def call(**fields: object) -> Body:

@@ -8,7 +8,7 @@ from tests import builders
 from tests.trajectories import recordings
 from trajectories import formats, ingestion, segments
 from trajectories.errors import Conflict, Gone
-from trajectories.models import IndexingWork, Project, Tombstone, Trajectory
+from trajectories.models import IndexingWork, Tombstone, Trajectory
 
 pytestmark = pytest.mark.django_db
 

@@ -1,0 +1,483 @@
+"""The API of recording: parse, call one function, answer."""
+
+import base64
+import binascii
+import time
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import ClassVar
+
+import msgspec
+from django.db.models import QuerySet
+from django.http import StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.utils.dateparse import parse_datetime
+from django.utils.timezone import is_naive
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from trainingsite.celery import nudge
+from trajectories import body, export, formats, ingestion, limits, payloads, rewards, scenarios, segments, tasks
+from trajectories.errors import Gone, Invalid, Problem, TooLarge, Unknown
+from trajectories.formats.incoming import Incoming
+from trajectories.models import Judging, Project, Scenario, Scope, Tombstone, Trajectory
+from trajectories.payloads import EndBody, RewardBody, ScenarioBody, StepsBody
+from trajectories.views import ProjectAPIView
+
+NUDGE_EVERY = 0.5  # seconds between two messages of one project from one process; the sweep sees the rest
+URL = "/api/v1/trajectories/"
+
+_nudged: dict[int, float] = {}
+
+
+def wake(project: Project) -> None:
+    """Have the queue looked at soon. Rows are the queue: one message for many recordings is enough."""
+    now = time.monotonic()
+    if now - _nudged.get(project.pk, -NUDGE_EVERY) >= NUDGE_EVERY:
+        _nudged[project.pk] = now
+        nudge(tasks.index_project, project.pk)
+
+
+def wire_format(request: Request) -> str:
+    return formats.check_name(request.query_params.get("format", "native"))
+
+
+def receipt(recorded: ingestion.Recorded) -> dict[str, object]:
+    return {
+        "trajectory_id": recorded.trajectory_id,
+        "created": recorded.created,
+        "state": recorded.state,
+        "fidelity": recorded.fidelity,
+        "quality": round(recorded.quality, 4),
+        "findings": recorded.findings,
+        "url": f"{URL}{recorded.trajectory_id}/",
+    }
+
+
+FORMAT = OpenApiParameter("format", str, description="native (default) or messages")
+
+
+class TrajectoryList(ProjectAPIView):
+    """POST a trajectory; sending it again is safe: same id, same row. GET the list, newest first."""
+
+    @extend_schema(operation_id="record_trajectory", parameters=[FORMAT], request=dict, responses={201: dict})
+    def post(self, request: Request) -> Response:
+        name = wire_format(request)
+        incoming = formats.incoming(body.read(request, limits.ITEM_BYTES, what="The trajectory"), name)
+        recorded = ingestion.record(self.project, incoming)
+        if recorded.outcome != "replay":
+            wake(self.project)
+        return Response(receipt(recorded), status=201 if recorded.created else 200)
+
+    @extend_schema(operation_id="list_trajectories", responses={200: dict})
+    def get(self, request: Request) -> Response:
+        rows = filtered(Trajectory.objects.filter(project=self.project), request.query_params)
+        size = page_size(request.query_params)
+        before = cursor_of(request.query_params)
+        if before is not None:
+            rows = rows.filter(pk__lt=before)
+        page = list(rows.select_related("agent", "scenario").order_by("-id")[: size + 1])
+        following = encode_cursor(page[size - 1].pk) if len(page) > size else None
+        return Response({"results": [summary(row) for row in page[:size]], "next": following})
+
+
+class TrajectoryBulk(ProjectAPIView):
+    """Many trajectories: NDJSON or {"batch": […]}; each gets its own answer."""
+
+    @extend_schema(operation_id="record_trajectories", parameters=[FORMAT], request=dict, responses={207: dict})
+    def post(self, request: Request) -> Response:
+        name = wire_format(request)
+        outcome = _Bulk(self.project)
+        for raw in _items(request):
+            outcome.take(raw, name)
+        outcome.flush()
+        if outcome.changed:
+            wake(self.project)
+        return Response({"successes": outcome.successes, "errors": outcome.errors}, status=207)
+
+
+class _Bulk:
+    """The answers of one bulk request, gathered while its items stream by."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.successes: list[dict[str, object]] = []
+        self.errors: list[dict[str, object]] = []
+        self.changed = False
+        self.number = 0
+        self.waiting: list[tuple[int, Incoming]] = []
+        self.size = 0
+
+    def take(self, raw: bytes | None, name: str) -> None:
+        index = self.number
+        self.number += 1
+        if self.number > limits.BULK_ITEMS:
+            self.refuse(
+                index,
+                None,
+                TooLarge(
+                    f"A bulk request takes {limits.BULK_ITEMS} items; this is one more. Send the rest in another.",
+                    limit=limits.BULK_ITEMS,
+                ),
+            )
+            return
+        try:
+            if raw is None or len(raw) > limits.ITEM_BYTES:
+                size = "more" if raw is None else f"{len(raw)} bytes, more"
+                raise TooLarge(
+                    f"Item {index} has {size} than {limits.ITEM_BYTES} bytes.", pointer="", limit=limits.ITEM_BYTES
+                )
+            incoming = formats.incoming(raw, name)
+        except Problem as problem:
+            self.refuse(index, id_in(raw), problem)
+            return
+        self.waiting.append((index, incoming))
+        self.size += len(raw)
+        if len(self.waiting) >= ingestion.CHUNK or self.size > limits.ITEM_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Record what waits; a refusal of all (a broken redaction rule) is each one's answer."""
+        items = [incoming for _, incoming in self.waiting]
+        found: list[ingestion.Recorded | Problem]
+        try:
+            found = ingestion.record_many(self.project, items)
+        except Problem as problem:
+            found = [problem for _ in items]
+        for (index, incoming), one in zip(self.waiting, found, strict=True):
+            if isinstance(one, Problem):
+                self.refuse(index, incoming.payload.trajectory_id, one)
+                continue
+            self.changed = self.changed or one.outcome != "replay"
+            self.successes.append(
+                {"index": index, "trajectory_id": one.trajectory_id, "status": 201 if one.created else 200}
+            )
+        self.waiting, self.size = [], 0
+
+    def refuse(self, index: int, trajectory_id: str | None, problem: Problem) -> None:
+        self.errors.append(
+            {
+                "index": index,
+                "trajectory_id": trajectory_id,
+                "status": problem.status,
+                "code": problem.code,
+                "detail": problem.detail,
+                "pointer": problem.pointer,
+                **({"limit": problem.limit} if problem.limit is not None else {}),
+            }
+        )
+
+
+def _items(request: Request) -> Iterator[bytes | None]:
+    """The items of a bulk body. NDJSON streams; {"batch": […]} is held whole.
+
+    Which of them it is, the content type says, or where it is JSON or missing, the body itself.
+    """
+    kind = request.content_type.partition(";")[0].strip().lower() if request.content_type else ""
+    if kind in ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"):
+        yield from body.lines(request)
+        return
+    raw = body.read(request, limits.BATCH_JSON_BYTES, what="The batch")
+    try:
+        batch = formats.batch(raw)
+    except Invalid:
+        whole = [line for line in raw.split(b"\n") if line.strip()]
+        if not whole or not whole[0].lstrip().startswith(b"{") or id_in(whole[0]) is None:
+            raise
+        yield from whole  # NDJSON under another content type
+        return
+    yield from (bytes(item) for item in batch)
+
+
+class _Id(msgspec.Struct):
+    trajectory_id: str | None = None
+    camel: str | None = msgspec.field(default=None, name="trajectoryId")
+
+
+def id_in(raw: bytes | None) -> str | None:
+    """The id in a refused item, where it can be read, cut to what an id may be."""
+    if raw is None:
+        return None
+    try:
+        found = msgspec.json.decode(raw, type=_Id)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    value = found.trajectory_id or found.camel
+    return value[: limits.ID_CHARACTERS] if value else None
+
+
+class TrajectoryDetail(ProjectAPIView):
+    """One trajectory, whole: the native payload, and what the site knows of it under `recorded`."""
+
+    @extend_schema(operation_id="get_trajectory", responses={200: dict})
+    def get(self, request: Request, trajectory_id: str) -> Response:
+        row = (
+            Trajectory.objects.filter(project=self.project, trajectory_id=trajectory_id)
+            .select_related("agent", "scenario", "group")
+            .first()
+        )
+        if row is None:
+            if Tombstone.objects.filter(project=self.project, trajectory_id=trajectory_id).exists():
+                raise Gone(f"Trajectory {trajectory_id} was erased.")
+            raise Unknown("There is no such trajectory in this project.")
+        whole = export.native(row, segments.load(row))
+        data: dict[str, object] = msgspec.to_builtins(whole)
+        return Response({**data, "recorded": summary(row) | {"findings": row.findings}})
+
+
+class TrajectorySteps(ProjectAPIView):
+    """Append steps to an open trajectory; each index may come again with the same content."""
+
+    @extend_schema(operation_id="append_steps", request=dict, responses={200: dict})
+    def post(self, request: Request, trajectory_id: str) -> Response:
+        sent = payloads.decode(body.read(request, limits.ITEM_BYTES, what="The steps"), StepsBody)
+        appended = ingestion.append_steps(self.project, trajectory_id, sent.steps)
+        return Response(appended)
+
+
+class TrajectoryEnd(ProjectAPIView):
+    """Seal an open trajectory."""
+
+    @extend_schema(operation_id="end_trajectory", request=dict, responses={200: dict})
+    def post(self, request: Request, trajectory_id: str) -> Response:
+        sent = payloads.decode(body.read(request, limits.SMALL_BODY_BYTES) or b"{}", EndBody)
+        recorded = ingestion.end(self.project, trajectory_id, sent)
+        wake(self.project)
+        return Response(receipt(recorded))
+
+
+class TrajectoryReward(ProjectAPIView):
+    """A reward that is known later. null withdraws; for an unknown id it waits 24 hours."""
+
+    @extend_schema(operation_id="change_reward", request=dict, responses={200: dict, 202: dict})
+    def patch(self, request: Request, trajectory_id: str) -> Response:
+        sent = payloads.decode(body.read(request, limits.SMALL_BODY_BYTES), RewardBody)
+        patched = rewards.change(self.project, trajectory_id, sent, by=self.actor)
+        if patched.applied and patched.changed:
+            wake(self.project)
+        return Response(patched, status=200 if patched.applied else 202)
+
+
+class ScenarioDetail(ProjectAPIView):
+    """The task that agents were given. Its gold answers (metadata.private) are shown with ?private=1 alone."""
+
+    @extend_schema(operation_id="put_scenario", request=dict, responses={200: dict, 201: dict})
+    def put(self, request: Request, scenario_id: str) -> Response:
+        sent = payloads.decode(body.read(request, limits.SMALL_BODY_BYTES), ScenarioBody)
+        row, new = scenarios.put(self.project, scenario_id, sent, by=self.actor)
+        return Response(scenario_summary(row), status=201 if new else 200)
+
+    @extend_schema(operation_id="get_scenario", responses={200: dict})
+    def get(self, request: Request, scenario_id: str) -> Response:
+        row = Scenario.objects.filter(project=self.project, scenario_id=scenario_id).first()
+        if row is None:
+            raise Unknown("There is no such scenario in this project.")
+        return Response(scenario_summary(row, private=request.query_params.get("private") == "1"))
+
+
+class ScenarioList(ProjectAPIView):
+    """The scenarios, newest first; ?split= for one kind."""
+
+    @extend_schema(operation_id="list_scenarios", responses={200: dict})
+    def get(self, request: Request) -> Response:
+        rows = Scenario.objects.filter(project=self.project)
+        split = request.query_params.get("split")
+        if split:
+            if split not in scenarios.SPLITS:
+                raise Invalid(f"split must be one of {', '.join(scenarios.SPLITS)}.", pointer="?split")
+            rows = rows.filter(split=scenarios.SPLITS[split])
+        before = cursor_of(request.query_params)
+        if before is not None:
+            rows = rows.filter(pk__lt=before)
+        size = page_size(request.query_params)
+        page = list(rows.order_by("-id")[: size + 1])
+        following = encode_cursor(page[size - 1].pk) if len(page) > size else None
+        return Response({"results": [scenario_summary(row) for row in page[:size]], "next": following})
+
+
+class Limits(ProjectAPIView):
+    """Every published limit."""
+
+    scopes: ClassVar[Mapping[str, tuple[str, ...]]] = {"GET": (Scope.READ, Scope.INGEST)}
+
+    @extend_schema(operation_id="get_limits", responses={200: dict})
+    def get(self, request: Request) -> Response:
+        return Response(limits.published())
+
+
+class Export(ProjectAPIView):
+    """The trajectories as lines, streamed; filtered as the list."""
+
+    @extend_schema(operation_id="export", parameters=[FORMAT], responses={200: str})
+    def get(self, request: Request) -> HttpResponseBase:
+        name = request.query_params.get("format", "native")
+        if name not in export.FORMATS:
+            raise Invalid(f"There is no export format {name[:50]!r} yet. There are: {', '.join(export.FORMATS)}.")
+        rows = filtered(Trajectory.objects.filter(project=self.project), request.query_params)
+        after = cursor_of(request.query_params)
+        lines = export.lines(rows, after=after or 0)
+        return StreamingHttpResponse(lines, content_type="application/x-ndjson")
+
+
+# --- lists -------------------------------------------------------------------------------------------------------
+
+LIST_ARGUMENTS = frozenset(
+    {"window", "agent", "scenario", "group", "status", "state", "version", "reward_min", "reward_max", "judged",
+     "evaluation", "evaluation_id", "archived", "since", "until", "episode", "cursor", "limit", "format"}
+)  # fmt: skip
+
+
+def filtered(rows: "QuerySet[Trajectory]", arguments: Mapping[str, str]) -> "QuerySet[Trajectory]":
+    """The filters of the list. Raises Invalid: an unknown one, or a value that it cannot have."""
+    unknown = sorted(set(arguments) - LIST_ARGUMENTS)
+    if unknown:
+        raise Invalid(
+            f"There is no filter {unknown[0][:50]!r}. There are: {', '.join(sorted(LIST_ARGUMENTS))}.",
+            pointer=f"?{payloads.escape(unknown[0])}",
+        )
+    plain = {
+        "window": "window",
+        "agent": "agent__agent_id",
+        "scenario": "scenario__scenario_id",
+        "status": "final_status",
+        "state": "state",
+        "version": "behaviour",
+        "evaluation_id": "evaluation_id",
+        "episode": "episode_id",
+    }
+    for name, column in plain.items():
+        if value := arguments.get(name):
+            rows = rows.filter(**{column: _text(name, value)})
+    if group := arguments.get("group"):
+        rows = rows.filter(group=_integer("group", group))
+    if low := arguments.get("reward_min"):
+        rows = rows.filter(reward__gte=_number("reward_min", low))
+    if high := arguments.get("reward_max"):
+        rows = rows.filter(reward__lte=_number("reward_max", high))
+    if judged := arguments.get("judged"):
+        wanted = {"group__judging": Judging.JUDGED}
+        rows = rows.filter(**wanted) if _flag("judged", judged) else rows.exclude(**wanted)
+    if evaluation := arguments.get("evaluation"):
+        rows = rows.filter(is_evaluation=_flag("evaluation", evaluation))
+    if archived := arguments.get("archived"):
+        rows = rows.filter(archived_at__isnull=not _flag("archived", archived))
+    if since := arguments.get("since"):
+        rows = rows.filter(received_at__gte=_time("since", since))
+    if until := arguments.get("until"):
+        rows = rows.filter(received_at__lt=_time("until", until))
+    return rows
+
+
+def summary(row: Trajectory) -> dict[str, object]:
+    """A row as lists show it; no payload is read."""
+    return {
+        "trajectory_id": row.trajectory_id,
+        "agent_id": row.agent.agent_id,
+        "role": row.role,
+        "scenario_id": row.scenario.scenario_id if row.scenario else None,
+        "group": row.group_id,
+        "window": row.window,
+        "started_at": row.started_at,
+        "ended_at": row.ended_at,
+        "received_at": row.received_at,
+        "state": row.state,
+        "final_status": row.final_status,
+        "reward": row.reward,
+        "reward_source": row.reward_source,
+        "origin": row.origin,
+        "version": row.behaviour,
+        "models": row.model_names,
+        "steps": row.n_steps,
+        "llm_calls": row.n_calls,
+        "trainable_calls": row.n_trainable_calls,
+        "fidelity": row.fidelity,
+        "quality": round(row.quality, 4),
+        "is_evaluation": row.is_evaluation,
+        "evaluation_id": row.evaluation_id or None,
+        "is_superseded": row.is_superseded,
+        "is_twin": row.twin_of_id is not None,
+        "is_excluded": row.is_excluded,
+        "archived_at": row.archived_at,
+        "metrics": row.metrics,
+        "content_hash": bytes(row.content_hash).hex(),
+        "url": f"{URL}{row.trajectory_id}/",
+    }
+
+
+def scenario_summary(row: Scenario, *, private: bool = False) -> dict[str, object]:
+    return {
+        "id": row.scenario_id,
+        "description": row.description,
+        "split": row.split,
+        "metadata": row.metadata if private else scenarios.public(row.metadata or {}),
+        "created_at": row.created_at,
+    }
+
+
+def page_size(arguments: Mapping[str, str]) -> int:
+    size = _integer("limit", arguments.get("limit") or "50")
+    if not 1 <= size <= limits.PAGE:
+        raise Invalid(f"limit is {size}; 1 to {limits.PAGE} are allowed.", pointer="?limit", limit=limits.PAGE)
+    return size
+
+
+def cursor_of(arguments: Mapping[str, str]) -> int | None:
+    """The pk after which a page begins."""
+    given = arguments.get("cursor")
+    if not given:
+        return None
+    try:
+        value = int(base64.urlsafe_b64decode(given.encode("ascii", "strict")).decode("ascii"))
+        if not 0 <= value < 2**63:
+            raise ValueError(value)
+    except (ValueError, UnicodeError, binascii.Error):
+        raise Invalid("The cursor is none of ours. Leave it out to begin again.", pointer="?cursor") from None
+    return value
+
+
+def encode_cursor(pk: int) -> str:
+    return base64.urlsafe_b64encode(str(pk).encode()).decode()
+
+
+def _text(name: str, value: str) -> str:
+    if "\x00" in value or len(value) > limits.ID_CHARACTERS:
+        raise Invalid(f"{name} is no value of that column.", pointer=f"?{name}")
+    return value
+
+
+def _integer(name: str, value: str) -> int:
+    try:
+        found = int(value)
+    except ValueError:
+        raise Invalid(f"{name} must be a whole number, not {value[:50]!r}.", pointer=f"?{name}") from None
+    if abs(found) >= 2**63:
+        raise Invalid(f"{name} is too large.", pointer=f"?{name}")
+    return found
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        found = float("nan")
+    if not abs(found) < float("inf"):
+        raise Invalid(f"{name} must be a finite number, not {value[:50]!r}.", pointer=f"?{name}")
+    return found
+
+
+def _flag(name: str, value: str) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if value.lower() not in words:
+        raise Invalid(f"{name} must be true or false, not {value[:50]!r}.", pointer=f"?{name}")
+    return words[value.lower()]
+
+
+def _time(name: str, value: str) -> datetime:
+    try:
+        found = parse_datetime(value.replace(" ", "+"))  # a plus sign that was not escaped arrives as a blank
+    except ValueError:
+        found = None
+    if found is None:
+        raise Invalid(f"{name} must be a time such as 2026-11-23T08:00:00Z, not {value[:50]!r}.", pointer=f"?{name}")
+    return payloads.utc(found) if is_naive(found) else found
