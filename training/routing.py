@@ -77,7 +77,7 @@ def interval_of(project: Project, agent_id: str) -> ServingInterval | None:
 def share(salt: str, agent_id: str) -> float:
     """Where the agent stands between 0 and 1 (1 excluded), evenly over agents and alike on every machine."""
     digest = hashlib.sha256(f"{salt}:{agent_id}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:7]) / 2**56
+    return int.from_bytes(digest[:6]) / 2**48
 
 
 def serving_now(project: Project) -> TrainedModel | None:

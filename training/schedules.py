@@ -21,6 +21,9 @@ DEFAULTS = (
     Schedule("Judge groups", "training.tasks.judge_groups", 20, "Ask the judges about closed groups."),
     Schedule("Start due batches", "training.tasks.start_due", 60, "Train where a project is ready and due."),
     Schedule("Snapshot readiness", "training.tasks.snapshot_readiness", 300, "Keep what the checks say."),
+    Schedule("Advance evaluations", "training.tasks.advance_evaluations", 10, "Finish or fail those under way."),
+    Schedule("Roll out", "training.tasks.roll_out_waiting", 10, "Approved deployments that do not serve yet."),
+    Schedule("Reconcile model servers", "training.tasks.reconcile_servers", 30, "Load what should be loaded."),
 )
 
 

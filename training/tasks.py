@@ -5,8 +5,8 @@ How often is in the database (admin: periodic tasks), where schedules.py puts th
 
 from celery import shared_task
 
-from training import automation, batches
-from training.models import TrainingBatch
+from training import automation, batches, deployments, evaluation, reconcile
+from training.models import Deployment, Evaluation, TrainingBatch
 
 
 @shared_task
@@ -46,3 +46,37 @@ def judge_groups() -> None:
 def snapshot_readiness() -> None:
     """Keep what the readiness checks say now."""
     automation.snapshot_readiness()
+
+
+@shared_task
+def advance_evaluation(evaluation_id: int) -> None:
+    """Take one evaluation as far as it can go now. Safe to run twice."""
+    rows = Evaluation.objects.select_related("project", "candidate", "baseline").filter(pk=evaluation_id)
+    for one in rows:
+        evaluation.advance(one)
+
+
+@shared_task
+def advance_evaluations() -> None:
+    """The same for all under way: finishes those whose attempts are in, fails those whose time is up."""
+    evaluation.advance_all()
+
+
+@shared_task
+def roll_out(deployment_id: int) -> None:
+    """Bring one approved version to its agents. Safe to run twice; a model server that is away is left to the sweep."""
+    rows = Deployment.objects.select_related("project", "model").filter(pk=deployment_id)
+    for one in rows:
+        deployments.roll_out_if_possible(one)
+
+
+@shared_task
+def roll_out_waiting() -> None:
+    """The same for all that are approved and do not serve yet."""
+    deployments.roll_out_waiting()
+
+
+@shared_task
+def reconcile_servers() -> None:
+    """Load on each model server what should be there, unload what should not."""
+    reconcile.reconcile_all()

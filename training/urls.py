@@ -2,7 +2,7 @@
 
 from django.urls import URLPattern, path
 
-from training.api import batches, judgments, models, readiness, status
+from training.api import agents, batches, deployments, evaluations, judgments, models, readiness, status
 
 urlpatterns: list[URLPattern] = [
     path("readiness/", readiness.ReadinessView.as_view(), name="readiness"),
@@ -19,4 +19,16 @@ urlpatterns: list[URLPattern] = [
     path("batches/<str:batch_id>/data/", batches.BatchData.as_view(), name="batch-data"),
     path("models/", models.ModelList.as_view(), name="models"),
     path("models/<str:version>/", models.ModelDetail.as_view(), name="model"),
+    path("evaluations/", evaluations.EvaluationList.as_view(), name="evaluations"),
+    path("evaluations/<str:evaluation_id>/", evaluations.EvaluationDetail.as_view(), name="evaluation"),
+    path("evaluations/<str:evaluation_id>/work/", evaluations.EvaluationWorkList.as_view(), name="evaluation-work"),
+    path("evaluations/<str:evaluation_id>/retry/", evaluations.EvaluationRetry.as_view(), name="evaluation-retry"),
+    path("deployments/", deployments.DeploymentList.as_view(), name="deployments"),
+    path("deployments/<int:pk>/", deployments.DeploymentDetail.as_view(), name="deployment"),
+    path("deployments/<int:pk>/approve/", deployments.DeploymentApprove.as_view(), name="deployment-approve"),
+    path("deployments/<int:pk>/reject/", deployments.DeploymentReject.as_view(), name="deployment-reject"),
+    path("deployments/<int:pk>/withdraw/", deployments.DeploymentWithdraw.as_view(), name="deployment-withdraw"),
+    path("deployments/<int:pk>/rollback/", deployments.DeploymentRollback.as_view(), name="deployment-rollback"),
+    path("agents/<path:agent_id>/model/", agents.AgentModel.as_view(), name="agent-model"),
+    path("agents/<path:agent_id>/", agents.AgentDetail.as_view(), name="agent"),
 ]

@@ -493,9 +493,7 @@ def _sure(text: str, chat: Chat) -> str:
     if chat.parses_tools and TOOL_CALL_OPENS in text:
         return text[: text.index(TOOL_CALL_OPENS)].rstrip()
     marks = [*chat.ask.sampling.stop, *([TOOL_CALL_OPENS] if chat.parses_tools else [])]
-    held = max(
-        (length for mark in marks for length in range(1, len(mark)) if text.endswith(mark[:length])), default=0
-    )
+    held = max((length for mark in marks for length in range(1, len(mark)) if text.endswith(mark[:length])), default=0)
     text = text[: len(text) - held]
     return text.rstrip() if chat.parses_tools else text  # blanks before a call are cut in the end
 
