@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Protocol
 
-from celery import Celery
+from celery import Celery, signals
 from django.db import transaction
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "trainingsite.settings")
@@ -22,6 +22,20 @@ app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
 
 _quiet_until = threading.local()
+_seen_at = 0.0
+
+SEEN_EVERY = 10.0  # seconds between two notes that a worker works
+
+
+@signals.task_postrun.connect(weak=False)
+def _note_that_a_worker_works(**kwargs: object) -> None:
+    """For the health page; a broker that is away keeps no note and costs nothing else."""
+    global _seen_at
+    if time.monotonic() - _seen_at > SEEN_EVERY:
+        from trainingsite import health
+
+        health.saw_worker()
+        _seen_at = time.monotonic()
 
 
 class Sendable(Protocol):

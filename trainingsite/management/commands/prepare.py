@@ -6,6 +6,7 @@ The last line is one JSON object: what is to be shown once, empty when nothing w
 import json
 import secrets
 
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import BaseCommand
@@ -21,6 +22,7 @@ class Command(BaseCommand):
     help = "Run the migrations that are due and make the first accounts of an empty site."
 
     def handle(self, *args: object, **options: object) -> None:
+        settings.STATIC_ROOT.mkdir(parents=True, exist_ok=True)  # whitenoise warns at every start without it
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_lock(%s)", [LOCK])
         try:
