@@ -7,23 +7,18 @@ costs another its turn.
 import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 
 from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
 from training import batches, judging, policies, readiness
 from training.models import LIVE_BATCH, BatchStatus, TrainingBatch, TrainingPolicy
-from trajectories import indexing
 from trajectories.errors import Refused
 from trajectories.history import SYSTEM
 from trajectories.models import Project
 
 logger = logging.getLogger(__name__)
-
-
-def close_groups() -> None:
-    """Close the groups that got no new attempt for as long as their project says."""
-    _for_each_project("closing groups", indexing.close_idle_groups)
 
 
 def judge_groups() -> None:
@@ -86,12 +81,12 @@ def due_at(project: Project, policy: TrainingPolicy) -> datetime | None:
 def tend_batches() -> None:
     """Take every live batch as far as it can go: judge, start and watch runs, publish. Also the sweep for lost work."""
     for batch in TrainingBatch.objects.filter(status__in=LIVE_BATCH).select_related("project", "parent").order_by("pk"):
-        _guarded(f"batch {batch.pk}", lambda batch=batch: batches.tend(batch))
+        _guarded(f"batch {batch.pk}", partial(batches.tend, batch))
 
 
 def _for_each_project(what: str, step: Callable[[Project], object]) -> None:
     for project in Project.objects.order_by("pk").iterator(chunk_size=200):
-        _guarded(f"{what}, project {project}", lambda project=project: step(project))
+        _guarded(f"{what}, project {project}", partial(step, project))
 
 
 def _guarded(what: str, step: Callable[[], object]) -> None:

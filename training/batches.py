@@ -406,10 +406,14 @@ def _ask_once(model: TrainedModel, adapter: adapters.Adapter) -> str:
     url = policies.of(model.project).serving_url or settings.MODEL_SERVER_URL
     if not url:
         return "No model server is configured: the adapter was read and checked, but never loaded."
-    server = ModelServer(url, settings.MODEL_SERVER_API_KEY or None)
-    server.load(model.serving_name, str(adapter.path))
-    server.chat(model.serving_name, [{"role": "user", "content": "Hello."}], max_tokens=4)
-    server.unload(model.serving_name)  # what agents are given is loaded by its deployment
+    key, timeout = settings.MODEL_SERVER_API_KEY or None, settings.MODEL_SERVER_TIMEOUT_SECONDS
+    with ModelServer(url, key, timeout=timeout) as server:
+        if not server.load(model.serving_name, str(adapter.path)):
+            # Left by an earlier try that was killed here, perhaps with other weights.
+            server.unload(model.serving_name)
+            server.load(model.serving_name, str(adapter.path))
+        server.chat(model.serving_name, [{"role": "user", "content": "Hello."}], max_tokens=4)
+        server.unload(model.serving_name)  # what agents are given is loaded by its deployment
     return f"Loaded by the model server at {url}, and it answers."
 
 

@@ -17,6 +17,8 @@ from trajectories import segments, transcripts
 from trajectories.errors import Refused
 from trajectories.models import Origin, Trajectory
 
+MODES: dict[Mode, wire.Mode] = {Mode.GRPO: "grpo", Mode.FILTERED: "filtered", Mode.SFT: "sft"}
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -37,7 +39,7 @@ def write(batch: TrainingBatch, folder: Path, *, job_id: str, fence: int, resume
     job = wire.Job(
         job_id=job_id,
         fence=fence,
-        mode=_mode(batch),
+        mode=MODES[Mode(batch.mode)],
         base_model=batch.base_model,
         base_cache=str(settings.MODELS_CACHE),
         parent_adapter=batch.parent.adapter_path if batch.parent else None,
@@ -46,10 +48,6 @@ def write(batch: TrainingBatch, folder: Path, *, job_id: str, fence: int, resume
         hyperparameters=hyperparameters(batch.hyperparameters),
     )
     wire.write_atomically(folder / "job.json", msgspec.json.format(_encoder.encode(job), indent=2))
-
-
-def _mode(batch: TrainingBatch) -> wire.Mode:
-    return msgspec.convert(str(batch.mode), wire.Mode)
 
 
 def data(batch: TrainingBatch) -> Iterator[bytes]:

@@ -16,14 +16,15 @@ class Schedule:
 
 # A task that is switched off in the admin stays off; one that is deleted comes back with the next `migrate`.
 DEFAULTS = (
-    Schedule("Tend batches", "training.tasks.tend_batches", 5, "Watch runs, publish, take up what was lost."),
-    Schedule("Close idle groups", "training.tasks.close_groups", 30, "Groups without a new attempt for a while."),
+    Schedule("Index recordings", "trajectories.tasks.index_waiting", 5, "Groups, counters and calls of what came in."),
+    Schedule("Close groups", "trajectories.tasks.close_groups", 60, "Idle groups, open trajectories, waiting rewards."),
     Schedule("Judge groups", "training.tasks.judge_groups", 20, "Ask the judges about closed groups."),
-    Schedule("Start due batches", "training.tasks.start_due", 60, "Train where a project is ready and due."),
     Schedule("Snapshot readiness", "training.tasks.snapshot_readiness", 300, "Keep what the checks say."),
-    Schedule("Advance evaluations", "training.tasks.advance_evaluations", 10, "Finish or fail those under way."),
-    Schedule("Roll out", "training.tasks.roll_out_waiting", 10, "Approved deployments that do not serve yet."),
-    Schedule("Reconcile model servers", "training.tasks.reconcile_servers", 30, "Load what should be loaded."),
+    Schedule("Start due batches", "training.tasks.start_due", 60, "Train where a project is ready and due."),
+    Schedule("Tend batches", "training.tasks.tend_batches", 5, "Watch runs, publish, take up what was lost."),
+    Schedule("Advance evaluations", "training.tasks.advance_evaluations", 10, "Finish those whose attempts are in."),
+    Schedule("Roll out", "training.tasks.roll_out_waiting", 10, "Bring approved versions to their agents."),
+    Schedule("Reconcile model servers", "training.tasks.reconcile_servers", 30, "Load what should be there."),
 )
 
 

@@ -31,12 +31,6 @@ def start_due() -> None:
 
 
 @shared_task
-def close_groups() -> None:
-    """Close groups that got no new attempt for a while."""
-    automation.close_groups()
-
-
-@shared_task
 def judge_groups() -> None:
     """Judge closed groups."""
     automation.judge_groups()

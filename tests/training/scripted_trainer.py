@@ -55,8 +55,8 @@ def main() -> int:
         (folder / "checkpoint" / "step").write_text(str(done))
         if end == "hang" and done == 2:
             time.sleep(600)
-        if end == "crash" and done == 2:
-            sys.exit("out of luck at step 2")
+        if end == "crash" and done >= 2:
+            sys.exit(f"out of luck at step {done}")
         if end == "short" and done == 2:
             break
     if end == "invalid":

@@ -5,7 +5,7 @@ import pytest
 from tests import builders
 from training import policies, selection
 from training.models import BatchStatus, Mode, TrainedModel
-from trajectories.models import Group, GroupState, Project, Split
+from trajectories.models import Group, GroupState, Project, Scenario, Split
 
 pytestmark = pytest.mark.django_db
 
@@ -21,8 +21,22 @@ def rules(project: Project, mode: Mode = Mode.GRPO, *, force: bool = False, beha
     return selection.Rules.of(policy, mode, parent, force=force, behaviour=behaviour)
 
 
-def own_group(project: Project, *rewards: float, ordinal: int = 1, **fields: object) -> Group:
-    return builders.make_group(project, rewards or (0.0, 0.0, 1.0, 1.0), policy_minor=ordinal, **fields)
+def own_group(
+    project: Project,
+    *rewards: float,
+    ordinal: int = 1,
+    state: str = GroupState.CLOSED,
+    scenario: Scenario | None = None,
+    is_evaluation: bool = False,
+) -> Group:
+    return builders.make_group(
+        project,
+        rewards or (0.0, 0.0, 1.0, 1.0),
+        policy_minor=ordinal,
+        state=state,
+        scenario=scenario,
+        is_evaluation=is_evaluation,
+    )
 
 
 def chosen(project: Project, mode: Mode = Mode.GRPO, limit: int | None = None, *, force: bool = False) -> list[Group]:

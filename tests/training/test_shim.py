@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from django.db import connection
@@ -17,6 +18,11 @@ from tests import builders
 from training import runs, shim
 from training.models import TrainingRun
 from trainingsite.children import Process
+
+
+class Start(Protocol):
+    def __call__(self, command: list[str], *, fence: int = 1, lease: float = 20.0) -> Path: ...
+
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -39,7 +45,7 @@ def started() -> Iterator[list["subprocess.Popen[bytes]"]]:
 
 
 @pytest.fixture
-def start(tmp_path: Path, run: TrainingRun, started: list["subprocess.Popen[bytes]"]) -> Callable[..., Path]:
+def start(tmp_path: Path, run: TrainingRun, started: list["subprocess.Popen[bytes]"]) -> Start:
     """Start a shim; the job's folder."""
 
     def starting(command: list[str], *, fence: int = 1, lease: float = 20.0) -> Path:
@@ -70,9 +76,7 @@ def trainer_of(job: Path) -> Process:
     return holder.trainer
 
 
-def test_it_keeps_the_lease_alive_and_leaves_how_the_trainer_ended(
-    start: Callable[..., Path], run: TrainingRun
-) -> None:
+def test_it_keeps_the_lease_alive_and_leaves_how_the_trainer_ended(start: Start, run: TrainingRun) -> None:
     job = start(ENDS)
 
     eventually(lambda: shim.read_exit(job))
@@ -84,13 +88,13 @@ def test_it_keeps_the_lease_alive_and_leaves_how_the_trainer_ended(
     assert run.heartbeat_at is not None
 
 
-def test_it_gives_the_lease_back_when_the_trainer_has_ended(start: Callable[..., Path], run: TrainingRun) -> None:
+def test_it_gives_the_lease_back_when_the_trainer_has_ended(start: Start, run: TrainingRun) -> None:
     start(ENDS, lease=600.0)
 
     eventually(lambda: TrainingRun.objects.filter(pk=run.pk, lease_until__lte=Now()).exists())
 
 
-def test_the_trainer_learns_nothing_of_the_database(start: Callable[..., Path]) -> None:
+def test_the_trainer_learns_nothing_of_the_database(start: Start) -> None:
     job = start([sys.executable, "-c", f"import os; print(os.environ.get({shim.DSN_VARIABLE!r}))"])
 
     eventually(lambda: shim.read_exit(job))
@@ -98,9 +102,7 @@ def test_the_trainer_learns_nothing_of_the_database(start: Callable[..., Path]) 
     assert shim.tail(job / shim.LOG) == ["None"]
 
 
-def test_a_killed_shim_takes_its_trainer_along(
-    start: Callable[..., Path], started: list["subprocess.Popen[bytes]"]
-) -> None:
+def test_a_killed_shim_takes_its_trainer_along(start: Start, started: list["subprocess.Popen[bytes]"]) -> None:
     trainer = trainer_of(start(SLEEPS))
 
     started[0].kill()
@@ -108,7 +110,7 @@ def test_a_killed_shim_takes_its_trainer_along(
     eventually(lambda: not trainer.alive())
 
 
-def test_a_killed_trainer_is_said_to_have_been_killed(start: Callable[..., Path]) -> None:
+def test_a_killed_trainer_is_said_to_have_been_killed(start: Start) -> None:
     job = start(SLEEPS)
     trainer_of(job).signal(signal.SIGKILL)
 
@@ -118,7 +120,7 @@ def test_a_killed_trainer_is_said_to_have_been_killed(start: Callable[..., Path]
     assert ended is not None and (ended.reason, ended.code, ended.signal) == ("ended", None, signal.SIGKILL)
 
 
-def test_a_higher_fence_in_the_row_ends_the_trainer(start: Callable[..., Path], run: TrainingRun) -> None:
+def test_a_higher_fence_in_the_row_ends_the_trainer(start: Start, run: TrainingRun) -> None:
     job = start(SLEEPS, lease=2.0)
     trainer = trainer_of(job)
 
@@ -130,7 +132,7 @@ def test_a_higher_fence_in_the_row_ends_the_trainer(start: Callable[..., Path], 
     assert ended is not None and ended.reason == "lease lost"
 
 
-def test_a_run_that_is_no_longer_live_ends_the_trainer(start: Callable[..., Path], run: TrainingRun) -> None:
+def test_a_run_that_is_no_longer_live_ends_the_trainer(start: Start, run: TrainingRun) -> None:
     trainer = trainer_of(start(SLEEPS, lease=2.0))
 
     TrainingRun.objects.filter(pk=run.pk).update(status="cancelled")
@@ -138,9 +140,7 @@ def test_a_run_that_is_no_longer_live_ends_the_trainer(start: Callable[..., Path
     eventually(lambda: not trainer.alive())
 
 
-def test_while_the_database_is_away_the_trainer_goes_on_until_the_lease_ends(
-    start: Callable[..., Path], run: TrainingRun
-) -> None:
+def test_while_the_database_is_away_the_trainer_goes_on_until_the_lease_ends(start: Start, run: TrainingRun) -> None:
     job = start(SLEEPS, lease=4.0)
     trainer = trainer_of(job)
 
@@ -156,7 +156,7 @@ def test_while_the_database_is_away_the_trainer_goes_on_until_the_lease_ends(
     assert ended is not None and ended.reason == "lease lost"
 
 
-def test_it_does_not_start_a_trainer_without_the_lease(start: Callable[..., Path], run: TrainingRun) -> None:
+def test_it_does_not_start_a_trainer_without_the_lease(start: Start, run: TrainingRun) -> None:
     TrainingRun.objects.filter(pk=run.pk).update(fence=7)
     job = start(SLEEPS)
 
@@ -165,9 +165,7 @@ def test_it_does_not_start_a_trainer_without_the_lease(start: Callable[..., Path
     assert not (job / shim.LOG).exists()
 
 
-def test_a_second_shim_of_the_same_fence_never_starts_a_second_trainer(
-    start: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_second_shim_of_the_same_fence_never_starts_a_second_trainer(start: Start, tmp_path: Path) -> None:
     job = start(SLEEPS, lease=4.0)
     trainer = trainer_of(job)
     (tmp_path / "batch" / "1-1").rename(tmp_path / "batch" / "first")
@@ -181,7 +179,7 @@ def test_a_second_shim_of_the_same_fence_never_starts_a_second_trainer(
 
 
 def test_a_shim_of_a_higher_fence_ends_the_leftovers_of_a_lower_one(
-    start: Callable[..., Path], started: list["subprocess.Popen[bytes]"], run: TrainingRun
+    start: Start, started: list["subprocess.Popen[bytes]"], run: TrainingRun
 ) -> None:
     """The trainer's own child holds the lock on: the first shim is killed, its trainer with it, the child lives."""
     parent = "import subprocess, sys, time; print('awake', flush=True); subprocess.run([sys.executable, '-c', "
@@ -196,9 +194,7 @@ def test_a_shim_of_a_higher_fence_ends_the_leftovers_of_a_lower_one(
     assert second.alive()
 
 
-def test_asked_to_stop_it_ends_the_trainer_gently(
-    start: Callable[..., Path], started: list["subprocess.Popen[bytes]"]
-) -> None:
+def test_asked_to_stop_it_ends_the_trainer_gently(start: Start, started: list["subprocess.Popen[bytes]"]) -> None:
     gentle = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(75)));"
         "print('awake', flush=True); time.sleep(600)"
@@ -214,7 +210,7 @@ def test_asked_to_stop_it_ends_the_trainer_gently(
     assert (ended.reason, ended.code, ended.log) == ("stopped", 75, ["awake", "saved"])
 
 
-def test_a_command_that_is_not_there_is_said(start: Callable[..., Path]) -> None:
+def test_a_command_that_is_not_there_is_said(start: Start) -> None:
     job = start(["/no/such/trainer"])
 
     eventually(lambda: shim.read_exit(job))

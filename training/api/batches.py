@@ -110,7 +110,7 @@ def find(project: Project, batch_id: str) -> TrainingBatch:
         Unknown: there is none of that id, or it is another project's.
     """
     batch = (
-        TrainingBatch.objects.filter(project=project, batch_id=batch_id)
+        TrainingBatch.objects.filter(project=project, batch_id=batch_id.replace("\0", ""))
         .select_related("project", "parent", "model")
         .first()
     )

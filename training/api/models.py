@@ -62,10 +62,10 @@ class ModelList(ProjectAPIView):
             raise too_large()
         if not (request.content_type or "").startswith("multipart/form-data"):
             raise UnsupportedMediaType(request.content_type or "nothing")
-        batch_id = request.data.get("batch_id")
-        if not isinstance(batch_id, str) or not batch_id:
+        batch_id = request.POST.get("batch_id")
+        if not batch_id:
             raise Invalid("batch_id is missing: the batch whose data the adapter was trained on.", pointer="/batch_id")
-        batch = find_batch(self.project, batch_id.replace("\0", ""))
+        batch = find_batch(self.project, batch_id)
         config, weights = _file(request, "config"), _file(request, "adapter")
         if weights.size is None or weights.size > adapters.MAX_WEIGHTS_BYTES:
             raise too_large()
@@ -89,9 +89,9 @@ def too_large() -> TooLarge:
     return TooLarge(f"An adapter may have up to {limit} bytes.", limit=limit, pointer="/adapter")
 
 
-def _file(request: Request, name: str) -> UploadedFile:
-    sent = request.FILES.get(name)
-    if not isinstance(sent, UploadedFile):
+def _file(request: Request, name: str) -> UploadedFile[bytes]:
+    sent: UploadedFile[bytes] | None = request.FILES.get(name)
+    if sent is None:
         raise Invalid(
             f"{name} is missing. Send batch_id, config and adapter, the last two as files.", pointer=f"/{name}"
         )
