@@ -2,7 +2,7 @@
 
 from django.urls import URLPattern, path
 
-from training.api import agents, batches, deployments, evaluations, judgments, models, readiness, status
+from training.api import agents, batches, deployments, evaluations, groups, judgments, models, readiness, status
 
 urlpatterns: list[URLPattern] = [
     path("readiness/", readiness.ReadinessView.as_view(), name="readiness"),
@@ -12,6 +12,8 @@ urlpatterns: list[URLPattern] = [
         judgments.TrajectoryJudgments.as_view(),
         name="trajectory-judgments",
     ),
+    path("groups/", groups.GroupList.as_view(), name="groups"),
+    path("groups/<int:pk>/", groups.GroupDetail.as_view(), name="group"),
     path("batches/", batches.BatchList.as_view(), name="batches"),
     path("batches/<str:batch_id>/", batches.BatchDetail.as_view(), name="batch"),
     path("batches/<str:batch_id>/cancel/", batches.BatchCancel.as_view(), name="batch-cancel"),
