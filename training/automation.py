@@ -22,8 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def judge_groups() -> None:
-    """Ask the judges about closed groups, where the policy says so; again about those that failed and are due."""
-    _for_each_project("judging", _judge)
+    """Ask the judges about closed groups, where the policy says so; again about those that failed and are due.
+
+    A slow judge keeps one worker busy at most: the others have batches to look after.
+    """
+    with batches.one_at_a_time("judging") as mine:
+        if mine:
+            _for_each_project("judging", _judge)
 
 
 def _judge(project: Project) -> None:

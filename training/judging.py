@@ -8,24 +8,26 @@ one transaction. "Not judged" is never 0.
 """
 
 import contextlib
+import enum
 import logging
 import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
 import httpx
 from django.conf import settings
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import F, Q, QuerySet
 from django.utils import timezone
 
 from training import judge, mixing, policies, rules
 from training.models import JudgeCall, JudgeKind, RewardJudgment, TrainingPolicy
-from trajectories import history, segments, transcripts
+from trajectories import history, indexing, segments, transcripts
 from trajectories.errors import Refused
 from trajectories.history import SYSTEM, Actor
-from trajectories.models import Group, GroupState, Judging, Project, State, Trajectory
+from trajectories.models import Group, GroupState, Judging, Project, Split, Trajectory
 from trajectories.payloads import TrajectoryPayload
 
 logger = logging.getLogger(__name__)
@@ -37,10 +39,11 @@ NEXT: dict[Judging, frozenset[Judging]] = {
     Judging.EXCLUDED: frozenset({Judging.PENDING}),
 }
 
-MOST_TRIES = 6  # of a group, before a person must ask for more
+MOST_TRIES = 10  # of a group whose judge is away, over about three hours, before a person must ask for more
+MOST_ANSWERS = 3  # of a group whose answers cannot be used: each is paid for
 FIRST_WAIT = timedelta(seconds=30)  # doubles with every try
 LONGEST_WAIT = timedelta(hours=1)
-AT_ONE_GO = 200  # groups a scheduled pass looks at
+A_TURN = 60.0  # seconds that one pass begins new questions; a worker has other things to do as well
 TEMPERATURE = 0.0
 
 
@@ -87,11 +90,9 @@ def judge_due(project: Project) -> int:
     policy = policies.of(project)
     if not can_judge(policy):
         return 0
-    groups = due(Group.objects.filter(project=project)).order_by(F("judge_again_at").asc(nulls_first=True), "pk")
-    asked = 0
-    for group in groups[:AT_ONE_GO]:
-        asked += judge_group(group)
-    return asked
+    # Judgments of what never enters a batch would be paid for and never read.
+    mine = Group.objects.filter(project=project, is_evaluation=False, scenario__split=Split.TRAIN)
+    return _take_a_turn(due(mine).order_by(F("judge_again_at").asc(nulls_first=True), "pk"))
 
 
 def judge_groups(project: Project, groups: QuerySet[Group]) -> bool:
@@ -102,11 +103,22 @@ def judge_groups(project: Project, groups: QuerySet[Group]) -> bool:
     """
     if not can_judge(policies.of(project)):
         return True
-    for group in due(groups).order_by("pk"):
-        judge_group(group)
+    _take_a_turn(due(groups).order_by("pk"))
     return not groups.filter(
         Q(judging=Judging.PENDING) | Q(judging=Judging.ERROR, judge_again_at__isnull=False), state=GroupState.CLOSED
     ).exists()
+
+
+def _take_a_turn(groups: QuerySet[Group]) -> int:
+    """Ask about one after the other until time is up, or the judge is away: the next one would only wait as well."""
+    until = time.monotonic() + A_TURN
+    asked = 0
+    for group in groups.select_related("project", "scenario").iterator(chunk_size=100):
+        outcome = _judge(group)
+        asked += outcome != Outcome.NOT_OURS
+        if outcome == Outcome.AWAY or time.monotonic() > until:
+            break
+    return asked
 
 
 def retry_failed(project: Project, *, by: Actor, reason: str) -> int:
@@ -138,14 +150,25 @@ def exclude(group: Group, *, by: Actor, reason: str) -> None:
 # --- asking --------------------------------------------------------------------------------------------------------
 
 
+class Outcome(enum.Enum):
+    NOT_OURS = "another worker has it, or there is nothing to do"
+    JUDGED = "judged"
+    FAILED = "failed; another group may fare better"
+    AWAY = "the judge is away"
+
+
 def judge_group(group: Group) -> bool:
     """Ask every judge that counts about one group. Safe to run twice, at once, and to be killed anywhere.
 
     Returns:
         False when another worker has it, or there was nothing to do.
     """
+    return _judge(group) != Outcome.NOT_OURS
+
+
+def _judge(group: Group) -> Outcome:
     if not _claim(group):
-        return False
+        return Outcome.NOT_OURS
     policy = policies.of(group.project)
     members = members_of(group)
     attempt = group.judge_attempts + 1
@@ -159,18 +182,20 @@ def judge_group(group: Group) -> bool:
                 said.append(_ask_rule(group, members, payloads, source))
     except judge.JudgeFailed as failed:
         _failed(group, failed, attempt)
-    else:
-        _keep(group, said)
-    return True
+        return Outcome.AWAY if isinstance(failed, judge.JudgeUnavailable) else Outcome.FAILED
+    except (OperationalError, InterfaceError):
+        raise  # the database is away; the claim runs out by itself
+    except Exception as fault:
+        logger.exception("group %s: a fault while it was judged", group.pk)
+        _failed(group, judge.JudgeFailed(f"A fault of ours; the log has more: {fault!r}"), attempt)
+        return Outcome.FAILED
+    _keep(group, said)
+    return Outcome.JUDGED
 
 
 def members_of(group: Group) -> list[Trajectory]:
-    """The attempts that are compared: sealed, the last try of each, identical content once."""
-    return list(
-        group.trajectories.filter(is_excluded=False, is_superseded=False, twin_of__isnull=True)
-        .exclude(state=State.OPEN)
-        .order_by("pk")
-    )
+    """The attempts that are compared: those that the group's counters count."""
+    return list(group.trajectories.filter(indexing.COUNTING).order_by("pk"))
 
 
 def _claim(group: Group) -> bool:
@@ -427,7 +452,11 @@ def recount(group: Group) -> None:
     policy = policies.of(group.project)
     wanted = [source for source in mixing.weights(policy) if source != mixing.RECORDED]
     rows = RewardJudgment.objects.filter(
-        group=group, source__in=wanted, is_current=True, counts=True, score__isnull=False
+        trajectory__in=group.trajectories.filter(indexing.COUNTING),
+        source__in=wanted,
+        is_current=True,
+        counts=True,
+        score__isnull=False,
     ).values_list("trajectory_id", "source", "score")
     by_attempt: dict[int, dict[str, float]] = {}
     for trajectory, source, score in rows:
@@ -444,7 +473,8 @@ def recount(group: Group) -> None:
 
 def _failed(group: Group, failed: judge.JudgeFailed, attempt: int) -> None:
     """Say so on the group, and when it will be asked again: never, once asking again cannot help."""
-    give_up = isinstance(failed, judge.JudgeRefused) or attempt >= MOST_TRIES
+    most = MOST_TRIES if isinstance(failed, judge.JudgeUnavailable) else MOST_ANSWERS
+    give_up = isinstance(failed, judge.JudgeRefused) or attempt >= most
     wait = min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)
     if failed.retry_after is not None:
         wait = max(wait, timedelta(seconds=min(failed.retry_after, 86_400.0)))
