@@ -15,7 +15,7 @@ from django.db.models import QuerySet
 from training import mixing, selection
 from training.models import BatchGroup, BatchItem, Mode, TrainingBatch, TrainingPolicy, TruncatedRuns
 from training.policies import MIN_REWARD
-from trajectories.models import FinalStatus, Group, GroupState, Origin, Split, State, Trajectory
+from trajectories.models import Fidelity, FinalStatus, Group, GroupState, Origin, Split, State, Trajectory
 
 TRUNCATED = (FinalStatus.TRUNCATED_STEPS, FinalStatus.TRUNCATED_TOKENS, FinalStatus.TIMEOUT)
 
@@ -133,6 +133,9 @@ def _no_gradient(batch: TrainingBatch, member: Trajectory, truncated: TruncatedR
     calls = member.n_trainable_calls if batch.mode == Mode.GRPO else member.n_calls
     if calls == 0:
         return selection.NOTHING_TO_TRAIN
+    parent = batch.parent.version if batch.parent else None
+    if batch.mode == Mode.GRPO and member.fidelity != Fidelity.EXACT and member.behaviour != parent:
+        return "no log-probabilities, and not played by the parent"
     if member.final_status in TRUNCATED and truncated == TruncatedRuns.MASK:
         return str(FinalStatus(member.final_status).label)
     return ""

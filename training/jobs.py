@@ -154,15 +154,19 @@ def _call(batch: TrainingBatch, call: transcripts.HistoryCall, of_this_base: fro
     ours = call.origin == Origin.OWN and call.version in of_this_base
     # Token ids mean something to their own tokenizer alone; everything else is rendered from its messages.
     tokens = call.token_ids if ours or call.tokenizer == batch.base_model else None
-    logprobs = [one for one in call.logprobs or () if one is not None] if tokens else []
+    known = [one for one in call.logprobs or () if one is not None]
+    logprobs = known if tokens and len(known) == len(tokens) else None
+    by_parent = ours and batch.parent is not None and call.version == batch.parent.version
+    # A wall: in grpo a ratio stands for this project's own policy, so nobody else's words are trained; and where the
+    # log-probabilities were not recorded, only the parent can say them again.
+    has_ratio = ours and (logprobs is not None or by_parent)
     return wire.CallLine(
         at=call.at,
-        # A wall: in grpo a ratio stands for this project's own policy, so nobody else's words are trained.
-        trainable=call.trainable and (ours or batch.mode != Mode.GRPO),
-        parent_policy=ours and batch.parent is not None and call.version == batch.parent.version,
+        trainable=call.trainable and (has_ratio or batch.mode != Mode.GRPO),
+        parent_policy=by_parent,
         prompt_token_ids=call.prompt_token_ids if tokens else None,
         token_ids=tokens,
-        logprobs=logprobs if tokens and len(logprobs) == len(tokens) else None,
+        logprobs=logprobs,
         temperature=call.temperature,
         approximate=_is_approximate(call),
     )

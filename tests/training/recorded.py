@@ -28,6 +28,9 @@ def recorded_group(
             "finish_reason": "stop",
             "temperature": 1.0,
             "logprobs_mode": "processed",
+            "prompt_token_ids": [1, 2, 3],
+            "token_ids": [66 + place, 67],
+            "logprobs": [-0.5, -0.25],
         }
         call |= {"model": model} if model else {"model_version": version}
         trajectory: dict[str, object] = {

@@ -436,7 +436,9 @@ def test_the_real_trainer_is_killed_resumed_and_ends_in_one_version(scripted: Sc
     settings.TRAINER_COMMAND = []
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     TrainingBatch.objects.filter(pk=batch.pk).update(
-        parent=None, hyperparameters={"epochs": 40, "checkpoint_every": 2, "learning_rate": 1e-3, "max_drift": 0.0}
+        parent=None,
+        mode="filtered",
+        hyperparameters={"epochs": 200, "checkpoint_every": 2, "learning_rate": 1e-3, "max_drift": 0.0},
     )
     batch.refresh_from_db()
     first = tend_until_run(batch, lambda run: run.step >= 4)

@@ -89,8 +89,8 @@ def too_large() -> TooLarge:
     return TooLarge(f"An adapter may have up to {limit} bytes.", limit=limit, pointer="/adapter")
 
 
-def _file(request: Request, name: str) -> UploadedFile[bytes]:
-    sent: UploadedFile[bytes] | None = request.FILES.get(name)
+def _file(request: Request, name: str) -> "UploadedFile[bytes]":
+    sent: "UploadedFile[bytes] | None" = request.FILES.get(name)
     if sent is None:
         raise Invalid(
             f"{name} is missing. Send batch_id, config and adapter, the last two as files.", pointer=f"/{name}"
