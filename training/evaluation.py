@@ -291,7 +291,7 @@ Key = tuple[int, Side]  # scenario's pk and side
 
 
 def _wanted(evaluation: Evaluation) -> dict[Key, int]:
-    return {(scenario, Side(side)): n for scenario, side, n in evaluation.work.values_list("scenario", "side", "n")}
+    return {(scenario, Side(side)): n for scenario, side, n in evaluation.work.values_list("scenario__pk", "side", "n")}
 
 
 def _attempts(evaluation: Evaluation) -> dict[Key, list[float | None]]:
@@ -313,7 +313,7 @@ def _attempts(evaluation: Evaluation) -> dict[Key, list[float | None]]:
         .exclude(state=State.OPEN)
         .exclude(final_status=FinalStatus.ENVIRONMENT_ERROR)
         .order_by("pk")
-        .values_list("scenario", "behaviour", "reward")
+        .values_list("scenario__pk", "behaviour", "reward")
     )
     found: defaultdict[Key, list[float | None]] = defaultdict(list)
     for scenario, behaviour, reward in rows:
@@ -343,7 +343,7 @@ def _rewards(evaluation: Evaluation) -> dict[Key, list[float]]:
 
 
 def _finish(evaluation: Evaluation, rewards: Mapping[Key, Sequence[float]]) -> None:
-    names = dict(evaluation.work.values_list("scenario", "scenario__scenario_id"))
+    names = dict(evaluation.work.values_list("scenario__pk", "scenario__scenario_id"))
     pairs = {
         names[scenario]: (rewards[scenario, Side.CANDIDATE], rewards[scenario, Side.BASELINE])
         for scenario, side in rewards
