@@ -56,20 +56,27 @@ def plain(value: object, notes: Notes, place: str = "", depth: int = 0) -> objec
 
 def _foreign(value: object, notes: Notes, place: str, depth: int) -> object:
     """Objects of others: pydantic's, NumPy's, dataclasses, sets; the rest as the text it prints."""
+    try:
+        return plain(_opened(value), notes, place, depth + 1)
+    except Exception as exc:  # of their code, not ours: it costs this one value
+        return _noted(notes, place, f"a {type(value).__name__} that cannot be read ({type(exc).__name__})", None)
+
+
+def _opened(value: object) -> object:
+    """One level of it in JSON's own types, or its text."""
     if isinstance(value, type):
-        return text(repr(value), notes, place)
+        return repr(value)
     for name in ("model_dump", "tolist"):  # pydantic; NumPy and torch
         convert: object = getattr(value, name, None)
         if callable(convert):
-            return plain(convert(), notes, place, depth + 1)
+            return convert()
     if dataclasses.is_dataclass(value):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return plain(fields, notes, place, depth + 1)
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, set | frozenset):
-        return plain(sorted(value, key=repr), notes, place, depth + 1)
+        return sorted(value, key=repr)
     if isinstance(value, Iterable) and hasattr(value, "__len__"):
-        return plain(list(value), notes, place, depth + 1)
-    return text(str(value), notes, place)
+        return list(value)
+    return str(value)
 
 
 def text(value: str, notes: Notes, place: str = "") -> str:

@@ -363,7 +363,7 @@ class Step:
         """
         trajectory = self.trajectory
         with trajectory._lock:
-            if self._completed:
+            if self._completed or trajectory.ended:
                 return
             self._completed = True
             notes = trajectory._notes
