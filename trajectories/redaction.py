@@ -81,7 +81,7 @@ def redact(payload: P, with_rules: Sequence[Rule]) -> tuple[P, Counter[str]]:
     counts: Counter[str] = Counter()
     if not with_rules:
         return payload, counts
-    value: object = msgspec.to_builtins(payload)
+    value: object = msgspec.json.decode(msgspec.json.encode(payload))  # to_builtins leaves tuples
     for rule in with_rules:
         if rule.path:
             _take_path(value, rule.path, rule, counts)

@@ -3,6 +3,7 @@
 `incoming(raw, name)` reads what was posted; files are read by `trajectories/importing.py`.
 """
 
+import json
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -47,13 +48,16 @@ def batch(raw: bytes) -> list[msgspec.Raw]:
         Invalid: the body as a whole is no such object.
     """
     try:
-        found = _batch.decode(raw)
+        return _batch.decode(raw).batch
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        pass
+    try:  # the standard library also reads NaN and lone surrogates: they are refused item by item then
+        value: object = json.loads(raw.decode())
+    except (ValueError, RecursionError):
         value = payloads.loads(raw)
-        if not isinstance(value, dict) or not isinstance(value.get("batch"), list):
-            raise Invalid('The body must be {"batch": […]}, or NDJSON.', pointer="/batch") from None
-        return [msgspec.Raw(payloads.encode(item)) for item in value["batch"]]
-    return found.batch
+    if not isinstance(value, dict) or not isinstance(value.get("batch"), list):
+        raise Invalid('The body must be {"batch": […]}, or NDJSON.', pointer="/batch")
+    return [msgspec.Raw(json.dumps(item).encode()) for item in value["batch"]]
 
 
 class _Batch(msgspec.Struct):

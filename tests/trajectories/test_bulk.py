@@ -1,0 +1,164 @@
+"""POST /api/v1/trajectories/bulk/: each item has its own answer, and a bad one costs no neighbour."""
+
+import gzip
+import json
+
+import pytest
+import zstandard
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from tests import builders
+from tests.trajectories import recordings
+from trajectories import limits
+from trajectories.models import Project, Trajectory
+
+pytestmark = pytest.mark.django_db
+
+URL = "/api/v1/trajectories/bulk/"
+Answer = dict[str, list[dict[str, object]]]
+
+
+@pytest.fixture
+def project() -> Project:
+    return builders.make_project()
+
+
+@pytest.fixture
+def headers(project: Project) -> dict[str, str]:
+    return builders.bearer(builders.make_key(project)[1])
+
+
+def lines(*bodies: object) -> bytes:
+    return b"\n".join(body if isinstance(body, bytes) else json.dumps(body).encode() for body in bodies)
+
+
+def send(
+    client: Client, headers: dict[str, str], raw: bytes, kind: str = "application/x-ndjson", url: str = URL
+) -> Answer:
+    response = client.post(url, raw, content_type=kind, headers=headers)
+    assert response.status_code == 207, response.content
+    answer: Answer = json.loads(response.content)
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/json", "text/plain"])
+def test_lines_are_recorded_whatever_their_content_type(client: Client, headers: dict[str, str], kind: str) -> None:
+    answer = send(client, headers, lines(*(recordings.native(f"a{number}") for number in range(3))), kind)
+
+    assert [(one["index"], one["trajectory_id"], one["status"]) for one in answer["successes"]] == [
+        (0, "a0", 201),
+        (1, "a1", 201),
+        (2, "a2", 201),
+    ]
+    assert answer["errors"] == []
+
+
+def test_a_batch_of_json_is_recorded(client: Client, headers: dict[str, str]) -> None:
+    raw = json.dumps({"batch": [recordings.native("a"), recordings.native("b")]}).encode()
+
+    assert len(send(client, headers, raw, "application/json")["successes"]) == 2
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("zstd", zstandard.ZstdCompressor().compress)])
+def test_packed_lines_are_unpacked(client: Client, headers: dict[str, str], encoding: str, pack: object) -> None:
+    assert callable(pack)
+    raw = pack(lines(*(recordings.chat(f"a{number}") for number in range(200))))
+
+    answer = send(client, {**headers, "Content-Encoding": encoding}, raw, url=f"{URL}?format=messages")
+
+    assert len(answer["successes"]) == 200
+
+
+def test_bad_items_cost_no_neighbour(client: Client, headers: dict[str, str]) -> None:
+    good = recordings.native("old", metadata={"n": 1})
+    send(client, headers, lines(good))
+    raw = lines(
+        recordings.native("new"),
+        b"{broken",
+        {**good, "metadata": {"n": 2}},
+        good,
+        recordings.native("bad", reward="high"),
+        recordings.native("last"),
+    )
+
+    answer = send(client, headers, raw)
+
+    assert [
+        (one["trajectory_id"], one["status"]) for one in sorted(answer["successes"], key=lambda one: str(one["index"]))
+    ] == [
+        ("new", 201),
+        ("old", 200),
+        ("last", 201),
+    ]
+    assert [
+        (one["index"], one["trajectory_id"], one["status"], one["code"], one["pointer"])
+        for one in sorted(answer["errors"], key=lambda one: str(one["index"]))
+    ] == [
+        (1, None, 400, "invalid", ""),
+        (2, "old", 409, "conflict", "/trajectory_id"),
+        (4, "bad", 400, "invalid", "/reward"),
+    ]
+    assert Trajectory.objects.count() == 3
+
+
+def test_bad_items_of_a_batch_cost_no_neighbour(client: Client, headers: dict[str, str]) -> None:
+    raw = b'{"batch": [' + json.dumps(recordings.native("a")).encode() + b', 3, {"trajectory_id": "b"}]}'
+
+    answer = send(client, headers, raw, "application/json")
+
+    assert [one["trajectory_id"] for one in answer["successes"]] == ["a"]
+    assert [one["index"] for one in answer["errors"]] == [1, 2]
+
+
+def test_nan_and_lone_surrogates_in_a_batch_cost_no_neighbour(client: Client, headers: dict[str, str]) -> None:
+    bad = [recordings.native("nan", reward=float("nan")), recordings.native("torn", metadata={"x": "\ud800"})]
+    raw = json.dumps({"batch": [recordings.native("a"), *bad, recordings.native("b")]}).encode()
+
+    answer = send(client, headers, raw, "application/json")
+
+    assert [one["trajectory_id"] for one in answer["successes"]] == ["a", "b"]
+    assert [(one["index"], one["pointer"]) for one in answer["errors"]] == [(1, "/reward"), (2, "/metadata/x")]
+
+
+def test_an_item_above_the_limit_is_refused_alone(
+    client: Client, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ITEM_BYTES", 20_000)
+    monkeypatch.setattr("trajectories.body.lines.__kwdefaults__", {"limit": 20_000, "total": limits.NDJSON_BYTES})
+    raw = lines(recordings.native("a"), recordings.native("b", metadata={"x": "y" * 30_000}), recordings.native("c"))
+
+    answer = send(client, headers, raw)
+
+    assert [one["trajectory_id"] for one in answer["successes"]] == ["a", "c"]
+    assert [(one["index"], one["status"], one["limit"]) for one in answer["errors"]] == [(1, 413, 20_000)]
+
+
+def test_the_same_id_twice_in_a_request_is_one_row(client: Client, headers: dict[str, str]) -> None:
+    body = recordings.native("a")
+
+    answer = send(client, headers, lines(body, body, {**body, "metadata": {"other": 1}}))
+
+    assert [one["status"] for one in answer["successes"]] == [201, 200]
+    assert [one["status"] for one in answer["errors"]] == [409]
+    assert Trajectory.objects.count() == 1
+
+
+def test_no_query_is_asked_per_row(client: Client, headers: dict[str, str]) -> None:
+    send(client, headers, lines(*(recordings.native(f"a{number}") for number in range(2))))
+
+    def count(prefix: str, number: int) -> int:
+        with CaptureQueriesContext(
+            connection,
+        ) as queries:
+            send(client, headers, lines(*(recordings.native(f"{prefix}{n}") for n in range(number))))
+        return len(queries)
+
+    assert count("b", 2) == count("c", 90)
+
+
+def test_a_body_that_is_neither_is_a_400(client: Client, headers: dict[str, str]) -> None:
+    for raw in (b"", b"[]", b'{"batch": 3}', b"hello"):
+        response = client.post(URL, raw, content_type="application/json", headers=headers)
+        assert (response.status_code, response.headers["Content-Type"]) == (400, "application/problem+json"), raw
