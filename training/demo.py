@@ -139,7 +139,8 @@ class Demo:
 
     def keep_scenarios_apart(self) -> None:
         for task in self.tasks.values():
-            self.site.put(f"/scenarios/{task.scenario_id}/", Nothing, scenario_of(task, split="held_out"))
+            body = scenario_of(task, split="held_out")
+            self.site.put(f"/scenarios/{body.pop('id')}/", Nothing, body)
         self.say(
             f"{len(self.tasks)} scenarios are kept apart for evaluation: "
             "(a) new companies, (b) new pairs of known phrases, (c) new phrases."
@@ -199,7 +200,7 @@ class Demo:
         self.record(
             [self.scripted(task, "oracle", attempt, task.answer, of=2) for task in tasks for attempt in range(2)]
         )
-        version = self.train("sft", "ceiling", self.recipe.ceiling, behaviour="foreign:oracle")
+        version = self.train("sft", "ceiling", self.recipe.ceiling, behaviour="foreign:oracle", from_base=True)
         self.evaluate(version, f"{version} (true labels, ceiling)")
 
     def finish(self, waiting: DeploymentAnswer | None, *, approve: bool, wait_seconds: float) -> None:
@@ -322,20 +323,21 @@ class Demo:
         *,
         behaviour: str,
         shuffle_rewards: bool = False,
+        from_base: bool = False,
     ) -> str:
         """Trigger a batch and wait for its version."""
-        batch = self.site.post(
-            "/batches/",
-            BatchAnswer,
-            {
-                "mode": mode,
-                "force": True,
-                "purpose": purpose,
-                "behaviour": behaviour,
-                "shuffle_rewards": shuffle_rewards,
-                "hyperparameters": hyperparameters,
-            },
-        )
+        body: Message = {
+            "mode": mode,
+            "force": True,
+            "purpose": purpose,
+            "behaviour": behaviour,
+            "shuffle_rewards": shuffle_rewards,
+            "hyperparameters": hyperparameters,
+            "seed": self.recipe.seed,
+        }
+        if from_base:
+            body["parent"] = None  # else the version that serves
+        batch = self.site.post("/batches/", BatchAnswer, body)
         began, told = time.monotonic(), ""
         while batch.status not in ("completed", "failed", "cancelled"):
             time.sleep(POLL_SECONDS)
