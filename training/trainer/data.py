@@ -418,10 +418,21 @@ class MicroBatch:
     tokens: int  # that are computed, padding left out
 
     def to(self, device: str) -> "MicroBatch":
-        moved = {
-            name: value.to(device) for name in self.__slots__ if isinstance(value := getattr(self, name), torch.Tensor)
-        }
-        return replace(self, **moved)
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+            predictor=self.predictor.to(device),
+            target=self.target.to(device),
+            old_logp=self.old_logp.to(device),
+            temperature=self.temperature.to(device),
+            advantage=self.advantage.to(device),
+            weight=self.weight.to(device),
+            count=self.count.to(device),
+            sequence=self.sequence.to(device),
+            base_logp=None if self.base_logp is None else self.base_logp.to(device),
+        )
 
 
 @dataclass(slots=True)

@@ -74,7 +74,7 @@ class Policy:
         plain = model.get_base_model()
         # PEFT puts its layers into the base in place, so trunk and head can be called apart.
         self.trunk: nn.Module = getattr(plain, plain.base_model_prefix)
-        self.head: nn.Module = plain.get_output_embeddings()
+        self.head: nn.Linear = plain.get_output_embeddings()
         self.weights: dict[str, nn.Parameter] = {
             name: weight for name, weight in model.named_parameters() if weight.requires_grad
         }
@@ -201,7 +201,7 @@ def run(folder: Path, job: Job, *, world: World | None = None, stop: Callable[[]
     log.phase("encoding")
     tokenizer = bases.load_tokenizer(base_folder)
     ends = bases.end_tokens(base_folder, tokenizer)
-    encoder = data.Encoder(tokenizer, ends, job.mode, vocabulary=policy.head.weight.shape[0])
+    encoder = data.Encoder(tokenizer, ends, job.mode, vocabulary=policy.head.out_features)
     batch = data.encode(read_groups(raw), encoder, hyper)
     _check_head(policy, batch)
     parent = policy.copy()
@@ -376,8 +376,10 @@ def _logp_of(
     for micro in data.micro_batches(sequences, hyper)[world.rank :: world.size]:
         with torch.no_grad():
             values = policy.logp(micro.to(policy.device))[0].cpu()
-        parts = values.split([len(source.trained) for source in micro.sources])
-        found += [(place[id(source)], part.tolist()) for source, part in zip(micro.sources, parts, strict=True)]
+        at = 0
+        for source in micro.sources:
+            found.append((place[id(source)], values[at : at + len(source.trained)].tolist()))
+            at += len(source.trained)
     return found
 
 
@@ -525,7 +527,7 @@ def _accumulate(
         else:
             value = loss.likelihood_loss(logp, part.advantage, part.weight, normaliser=normaliser)
         if torch.is_grad_enabled():
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         _measure(measures, part, value.detach(), logp.detach(), entropy, job, clip)
     measures.add(stop=float(world.size > 1 and stop()))
     if world.size > 1:

@@ -31,7 +31,7 @@ class ClipRange:
         )
 
 
-def token_logp(hidden: Tensor, head: nn.Module, target: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+def token_logp(hidden: Tensor, head: nn.Linear, target: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each trained token, and the entropy where it was chosen, at the recorded temperature.
 
     Args:
@@ -52,8 +52,7 @@ def token_logp(hidden: Tensor, head: nn.Module, target: Tensor, temperature: Ten
             entropy = -(everything.exp() * everything).sum(dim=-1)
         return everything.gather(1, wanted[:, None]).squeeze(1), entropy
 
-    words = getattr(head, "out_features", None) or int(head.weight.shape[0])
-    size = max(1, HEAD_CHUNK_ELEMENTS // int(words))
+    size = max(1, HEAD_CHUNK_ELEMENTS // head.out_features)
     if len(hidden) <= size:
         return piece(hidden, target, temperature)
     parts = [
