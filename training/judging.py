@@ -430,12 +430,16 @@ def _keep(group: Group, said: Sequence[tuple[JudgeCall, list[RewardJudgment]]]) 
     judgments = [one for _, rows in said for one in rows]
     with transaction.atomic():
         Group.objects.select_for_update(no_key=True).get(pk=group.pk)
-        RewardJudgment.objects.filter(
+        current = RewardJudgment.objects.filter(
             trajectory__in={one.trajectory_id for one in judgments},
             source__in={one.source for one in judgments},
             is_current=True,
             counts=True,
-        ).update(is_current=False)
+        )
+        by_people = set(current.filter(kind=JudgeKind.HUMAN).values_list("trajectory_id", "source"))
+        current.exclude(kind=JudgeKind.HUMAN).update(is_current=False)
+        for one in judgments:  # a person's word outlasts a judge's
+            one.is_current = (one.trajectory_id, one.source) not in by_people
         RewardJudgment.objects.bulk_create(judgments, batch_size=500)
         recount(group)
         # A person may have excluded it, or asked for more, while the judge thought; the answers are kept.
@@ -493,17 +497,46 @@ def _failed(group: Group, failed: judge.JudgeFailed, attempt: int) -> None:
         return  # a person moved it meanwhile
 
 
-def override(trajectory: Trajectory, score: float, *, by: Actor, reason: str) -> RewardJudgment:
-    """A person's score for one attempt, beside the judges' (source `people`). The one before stays in the history.
+def override(judgment: RewardJudgment, score: float, *, by: Actor, reason: str) -> RewardJudgment:
+    """A person's score in place of a judge's, for one attempt. What the judge said stays in the history.
+
+    It stands in the same judge call, so its siblings stay those it is compared with; and it outlasts "judge again":
+    only another override takes its place.
+
+    Raises:
+        Refused: no reason; a score outside 0 to 1; or the judgment is no longer current.
+    """
+    _check(score, reason)
+    with transaction.atomic():
+        # The WHERE repeats what we read: of two persons who correct the same score, the second is told.
+        replaced = RewardJudgment.objects.filter(pk=judgment.pk, is_current=True, counts=True).update(is_current=False)
+        if not replaced:
+            raise Refused(f"{judgment} is no longer current. Reload and try again.")
+        row = RewardJudgment.objects.create(
+            project=judgment.project,
+            trajectory=judgment.trajectory,
+            group=judgment.group,
+            judge_call=judgment.judge_call,
+            kind=JudgeKind.HUMAN,
+            source=judgment.source,
+            score=score,
+            reasoning=reason,
+            author=by.name[:150],
+        )
+        if judgment.group is not None:
+            recount(judgment.group)
+    return row
+
+
+def review(trajectory: Trajectory, score: float, *, by: Actor, reason: str) -> RewardJudgment:
+    """A person's own score for one attempt, beside the judges' (source `people`). The one before stays in the history.
 
     Raises:
         Refused: no reason, or a score outside 0 to 1.
     """
-    if not reason.strip():
-        raise Refused("Give a reason: it is kept with the score.")
-    if not 0.0 <= score <= 1.0:
-        raise Refused(f"The score {score} is outside 0 to 1.")
+    _check(score, reason)
     with transaction.atomic():
+        Trajectory.objects.select_for_update(no_key=True, of=("self",)).get(pk=trajectory.pk)
         RewardJudgment.objects.filter(trajectory=trajectory, source=mixing.PEOPLE, is_current=True, counts=True).update(
             is_current=False
         )
@@ -520,6 +553,13 @@ def override(trajectory: Trajectory, score: float, *, by: Actor, reason: str) ->
         if trajectory.group is not None:
             recount(trajectory.group)
     return row
+
+
+def _check(score: float, reason: str) -> None:
+    if not reason.strip():
+        raise Refused("Give a reason: it is kept with the score.")
+    if not 0.0 <= score <= 1.0:
+        raise Refused(f"The score {score} is outside 0 to 1.")
 
 
 def _move(group: Group, to: Judging, *, by: Actor, reason: str = "", **also: object) -> None:

@@ -5,14 +5,17 @@ an environment's dollars weigh as their weights say. Judge scores compare only i
 was judged in parts, everything is computed inside each part.
 """
 
+import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from django.conf import settings
 
 from training.models import RewardJudgment, TrainingPolicy
+from training.rules import RULES
+from trajectories.errors import Refused
 from trajectories.models import Trajectory
 
 RECORDED = "recorded"  # the reward that came with the trajectory, or later for it
@@ -37,14 +40,34 @@ class MixedReward:
 
 def weights(policy: TrainingPolicy) -> dict[str, float]:
     """The weight of each source, above 0. A policy that says nothing means the LLM judge where there is one,
-    else the policy's rule judges, else the recorded reward."""
-    said = {str(source): float(weight) for source, weight in policy.reward_mix.items() if float(weight) > 0}
+    else the policy's rule judges, else the recorded reward.
+
+    Raises:
+        Refused: the policy's mix names a source that there is not, or its weight is no number.
+    """
+    wrong = what_is_wrong(policy.reward_mix)
+    if wrong:
+        raise Refused(f"The reward mix of {policy.project} cannot be used: {wrong}")
+    said = {source: float(weight) for source, weight in policy.reward_mix.items() if weight > 0}
     if said:
         return said
     if settings.JUDGE_BASE_URL and settings.JUDGE_MODEL:
         return {RULER: 1.0}
     rules = {f"{RULE}{name}": 1.0 for name in policy.rule_judges}
     return rules or {RECORDED: 1.0}
+
+
+def what_is_wrong(reward_mix: object) -> str:
+    """What a person must change in a policy's reward mix; "" when nothing."""
+    if not isinstance(reward_mix, dict):
+        return 'it must be an object such as {"recorded": 1, "ruler": 1}.'
+    sources = (RECORDED, RULER, PEOPLE, *(f"{RULE}{name}" for name in RULES))
+    for source, weight in reward_mix.items():
+        if source not in sources:
+            return f"there is no source {source!r}. There are: {', '.join(sources)}."
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            return f"the weight of {source} is {weight!r}; it must be a number."
+    return ""
 
 
 def mix(members: Sequence[Trajectory], weights: Mapping[str, float]) -> list[MixedReward]:
@@ -101,14 +124,11 @@ def _mix_part(
         }
     whole = [pk for pk, values in raw.items() if all(value is not None for value in values.values())]
     standardised: dict[str, dict[int, float]] = {}
-    spread: dict[str, float] = {}
     for source in wanted:
         known = {pk: value for pk in whole if (value := raw[pk][source]) is not None}
-        mean = statistics.fmean(known.values()) if known else 0.0
-        std = statistics.pstdev(known.values(), mean) if known else 0.0
-        spread[source] = std
-        standardised[source] = {pk: (value - mean) / (std + EPSILON) if std > 0 else 0.0 for pk, value in known.items()}
-    active = {source: weight for source, weight in wanted.items() if spread[source] > 0}
+        mean, std = _mean_and_std(known.values())
+        standardised[source] = {pk: (value - mean) / (std + EPSILON) for pk, value in known.items()}
+    active = {source: weight for source, weight in wanted.items() if any(standardised[source].values())}
     rewards: dict[int, float] = {}
     for pk in whole:
         if len(wanted) == 1:
@@ -117,8 +137,7 @@ def _mix_part(
             rewards[pk] = value
         else:
             rewards[pk] = sum(weight * standardised[source][pk] for source, weight in active.items())
-    mean = statistics.fmean(rewards.values()) if rewards else 0.0
-    std = statistics.pstdev(rewards.values(), mean) if rewards else 0.0
+    mean, std = _mean_and_std(rewards.values())
     return {
         member.pk: MixedReward(
             trajectory_id=member.pk,
@@ -137,3 +156,16 @@ def _mix_part(
         )
         for member in siblings
     }
+
+
+def _mean_and_std(values: Collection[float]) -> tuple[float, float]:
+    """Mean and population standard deviation; of equal values exactly that value and 0.
+
+    The mean of three times 0.7 is not 0.7 to the last bit, and what is left would pass for spread.
+    """
+    if not values:
+        return 0.0, 0.0
+    if max(values) == min(values):
+        return min(values), 0.0
+    mean = statistics.fmean(values)
+    return mean, statistics.pstdev(values, mean)

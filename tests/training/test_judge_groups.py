@@ -368,7 +368,7 @@ def test_a_judge_whose_answers_cannot_be_used_is_given_up_sooner_since_each_is_p
     project: Project, server: JudgeServer
 ) -> None:
     group = spoken_group(project)
-    server.script = [judge_server.rubbish] * 2 * judging.MOST_TRIES
+    server.script = [judge_server.rubbish for _ in range(2 * judging.MOST_TRIES)]
     while fresh(group).judging == Judging.PENDING or fresh(group).judge_again_at is not None:
         wait_is_over(group)
         judging.judge_due(project)
@@ -473,26 +473,70 @@ def test_a_worker_that_is_killed_while_it_asks_costs_only_a_wait(project: Projec
 # --- people --------------------------------------------------------------------------------------------------------
 
 
-def test_a_person_overrides_by_a_row_of_their_own(project: Project, server: JudgeServer) -> None:
+def judgment_of(trajectory_id: str, source: str = "ruler") -> RewardJudgment:
+    return RewardJudgment.objects.get(trajectory__trajectory_id=trajectory_id, source=source, is_current=True)
+
+
+def test_a_person_overrides_a_score_by_a_row_with_a_reason(project: Project, server: JudgeServer) -> None:
     group = spoken_group(project)
     judging.judge_group(group)
+
+    judging.override(judgment_of("rain-3"), 0.2, by=ANNA, reason="waiting was not so bad")
+    judging.override(judgment_of("rain-3"), 0.9, by=ANNA, reason="on second thoughts it was right")
+
+    said = RewardJudgment.objects.filter(trajectory__trajectory_id="rain-3", source="ruler").order_by("pk")
+    assert [(row.score, row.is_current, row.kind) for row in said] == [
+        (0.0, False, "llm"),
+        (0.2, False, "human"),
+        (0.9, True, "human"),
+    ]
+    assert said[2].author == "anna"
+    assert said[2].judge_call == said[0].judge_call  # the siblings it is compared with
+    assert fresh(group).judged_min == 0.3
+
+
+def test_a_persons_word_outlasts_judge_again(project: Project, server: JudgeServer) -> None:
+    group = spoken_group(project)
+    judging.judge_group(group)
+    judging.override(judgment_of("rain-3"), 0.9, by=ANNA, reason="it was right")
+
+    judging.judge_again(fresh(group), by=ANNA, reason="a new rubric")
+    judging.judge_group(fresh(group))
+
+    assert scores(group) == {"rain-0": 1.0, "rain-1": 0.6, "rain-2": 0.3, "rain-3": 0.9}
+
+
+def test_of_two_who_correct_one_score_the_second_is_told(project: Project, server: JudgeServer) -> None:
+    judging.judge_group(spoken_group(project))
+    read_by_both = judgment_of("rain-3")
+    judging.override(read_by_both, 0.9, by=ANNA, reason="it was right")
+
+    with pytest.raises(Refused, match="no longer current"):
+        judging.override(read_by_both, 0.1, by=Actor("bert"), reason="it was wrong")
+
+
+def test_a_review_stands_beside_the_judges(project: Project, server: JudgeServer) -> None:
+    judging.judge_group(spoken_group(project))
     trajectory = Trajectory.objects.get(trajectory_id="rain-3")
 
-    judging.override(trajectory, 0.2, by=ANNA, reason="waiting was not so bad")
-    judging.override(trajectory, 0.9, by=ANNA, reason="on second thoughts it was right")
+    judging.review(trajectory, 0.2, by=ANNA, reason="so so")
+    judging.review(trajectory, 0.4, by=ANNA, reason="a little better")
 
-    said = RewardJudgment.objects.filter(trajectory=trajectory, source="people").order_by("pk")
-    assert [(row.score, row.is_current, row.author) for row in said] == [(0.2, False, "anna"), (0.9, True, "anna")]
-    assert scores(group)["rain-3"] == 0.0  # what the judge said stays
+    assert judgment_of("rain-3", "people").score == 0.4
+    assert judgment_of("rain-3").score == 0.0
+    assert RewardJudgment.objects.filter(source="people").count() == 2
 
 
 @pytest.mark.parametrize(("score", "reason"), [(0.5, " "), (1.5, "very good"), (float("nan"), "none")])
-def test_an_override_needs_a_reason_and_a_score(project: Project, score: float, reason: str) -> None:
-    spoken_group(project)
-    trajectory = Trajectory.objects.get(trajectory_id="rain-3")
+def test_a_persons_score_needs_a_reason_and_a_range(
+    project: Project, server: JudgeServer, score: float, reason: str
+) -> None:
+    judging.judge_group(spoken_group(project))
 
     with pytest.raises(Refused):
-        judging.override(trajectory, score, by=ANNA, reason=reason)
+        judging.override(judgment_of("rain-3"), score, by=ANNA, reason=reason)
+    with pytest.raises(Refused):
+        judging.review(Trajectory.objects.get(trajectory_id="rain-3"), score, by=ANNA, reason=reason)
 
 
 def test_a_group_is_left_out_of_judging_and_taken_back(project: Project, server: JudgeServer) -> None:
