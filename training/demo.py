@@ -406,7 +406,7 @@ class Demo:
                 f"/deployments/{deployment.id}/approve/", Nothing, {"reason": "let it through"}, who="approver"
             )
         except Refusal as refusal:
-            self.say(f"  the gate refuses {deployment.version}: {refusal}")
+            self.say(f"  {refusal}")
         else:
             raise DemoStopped(f"{deployment.version} was approved although a gate is not met.")
         reason = "; ".join(gate.detail for gate in deployment.gates if not gate.ok)

@@ -223,5 +223,6 @@ def sentences(response: httpx.Response) -> str:
         return response.text[:300]
     reasons = problem.get("reasons")
     rows = reasons if isinstance(reasons, list) else []
+    detail = str(problem.get("detail", ""))
     unmet = [str(row.get("detail", "")) for row in rows if isinstance(row, dict) and not row.get("ok")]
-    return " ".join([str(problem.get("detail", "")), *unmet]).strip()
+    return " ".join([detail, *(one for one in unmet if one not in detail)]).strip()

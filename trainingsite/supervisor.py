@@ -222,6 +222,7 @@ class Supervisor:
         }
         # Torch's threads would otherwise spin while they wait, on cores that the site needs.
         self.environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self.logs_at = 0.0  # when to look at their sizes next
         self.demo: subprocess.Popen[bytes] | None = None
         self.will: subprocess.Popen[bytes] | None = None
 
@@ -244,7 +245,11 @@ class Supervisor:
             self._start_demo()
             while True:
                 self._look_after()
+                self._keep_logs_short()
                 time.sleep(0.2)
+        except StopAsked as asked:
+            _say(f"{asked}. Ending …")
+            raise
         finally:
             # A second Ctrl-C does not leave anything running: it shortens nothing, the end takes seconds.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -298,6 +303,8 @@ class Supervisor:
         if not wishes.model_server_url:
             port = _free_port(wishes.data_dir / "model-server-port")
             self.environment["MODEL_SERVER_URL"] = f"http://{HOST}:{port}"
+            # Agents on this machine may sample; what is served is changed by the site alone.
+            self.environment["MODEL_SERVER_API_KEY"] = _kept_key(wishes.data_dir / "model-server-key")
         self._write_addresses()
         site = [
             python, "-m", "gunicorn", "trainingsite.wsgi:application", "--bind", f"{HOST}:{wishes.port}",
@@ -329,7 +336,7 @@ class Supervisor:
         )
         if not self.wishes.model_server_url:
             port = int(environment["MODEL_SERVER_URL"].rpartition(":")[2])
-            command = [python, "-m", "training.trainer.serve", "--host", HOST, "--port", str(port)]
+            command = [python, "-m", "training.trainer.serve", "--host", HOST, "--port", str(port), "--open-chat"]
             self._keep(Program("model server", command, environment, self.logs / "model-server.log"))
 
     def _write_addresses(self) -> None:
@@ -400,9 +407,13 @@ class Supervisor:
                 _say(f"The demo {_how(self.demo)}. `manage.py demo` runs it again, and so does the next start.")
             self.demo = None
 
+    def _keep_logs_short(self) -> None:
+        if time.monotonic() > self.logs_at:
+            self.logs_at = time.monotonic() + 60.0
+            for log in (*self.logs.glob("*.log"), *self.wishes.data_dir.glob("*/*.log")):
+                embedded.keep_short(log)
+
     def _stop(self) -> None:
-        if self.kept:
-            _say("Ending …")
         (self.wishes.data_dir / embedded.ADDRESSES).unlink(missing_ok=True)
         if self.demo is not None:
             children.end_child(self.demo, ((signal.SIGTERM, 3.0), (signal.SIGKILL, 2.0)))
@@ -495,6 +506,13 @@ def _refuse_taken_port(port: int) -> None:
             raise CannotStart(f"Port {port} cannot be used: {exc.strerror}. Give another by PORT.") from exc
 
 
+def _kept_key(path: Path) -> str:
+    """The key in a file that only we can read; made when there is none."""
+    if not path.exists():
+        children.write_private(path, secrets.token_urlsafe(32))
+    return path.read_text().strip()
+
+
 def _free_port(kept: Path) -> int:
     """A free port, the same as last time where that can be: agents may still hold the address."""
     for wanted in (kept.read_text().strip() if kept.exists() else "", "0"):
@@ -542,7 +560,7 @@ def _how(process: "subprocess.Popen[bytes]") -> str:
 
 
 def _ask_to_stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise StopAsked
+    raise StopAsked("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
 
 def _say(text: str) -> None:

@@ -552,8 +552,9 @@ async def read(request: "Request") -> bytes:
     return b"".join(parts)
 
 
-def build_app(server: Server, api_keys: tuple[str, ...] = ()) -> "Starlette":
-    """The routes. With keys, everything under /v1 wants `Authorization: Bearer` with one of them."""
+def build_app(server: Server, api_keys: tuple[str, ...] = (), *, open_chat: bool = False) -> "Starlette":
+    """The routes. With keys, everything under /v1 wants `Authorization: Bearer` with one of them; with `open_chat`
+    that holds for loading and unloading alone, so that agents need no key that could change what is served."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
@@ -562,15 +563,19 @@ def build_app(server: Server, api_keys: tuple[str, ...] = ()) -> "Starlette":
 
     from training.trainer.engine import NoAdapter, UnfitAdapter
 
+    of_agents = () if open_chat else api_keys
+
     def as_json(body: object, status: int = 200) -> Response:
         return Response(msgspec.json.encode(body), status_code=status, media_type="application/json")
 
     def guarded(
         handle: Callable[[Request], Awaitable[Response]],
+        *,
+        keys: tuple[str, ...] = api_keys,
     ) -> Callable[[Request], Awaitable[Response]]:
         async def guard(request: Request) -> Response:
             given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-            if api_keys and not any(hmac.compare_digest(given, key.encode()) for key in api_keys):
+            if keys and not any(hmac.compare_digest(given, key.encode()) for key in keys):
                 return as_json({"error": "Unauthorized"}, 401)
             try:
                 return await handle(request)
@@ -656,8 +661,8 @@ def build_app(server: Server, api_keys: tuple[str, ...] = ()) -> "Starlette":
     return Starlette(
         routes=[
             Route("/health", health),
-            Route("/v1/models", guarded(models)),
-            Route("/v1/chat/completions", guarded(chat), methods=["POST"]),
+            Route("/v1/models", guarded(models, keys=of_agents)),
+            Route("/v1/chat/completions", guarded(chat, keys=of_agents), methods=["POST"]),
             Route("/v1/load_lora_adapter", guarded(load), methods=["POST"]),
             Route("/v1/unload_lora_adapter", guarded(unload), methods=["POST"]),
         ],
@@ -702,6 +707,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--api-key", action="append", help="what callers must send; may be repeated (or MODEL_SERVER_API_KEY)"
     )
+    parser.add_argument("--open-chat", action="store_true", help="the key is for loading and unloading adapters alone")
     parser.add_argument("--max-model-len", type=int, default=4096, help="tokens of prompt and answer together")
     parser.add_argument("--max-num-seqs", type=int, default=256, help="answers written at the same time")
     parser.add_argument("--kv-cache-mib", type=int, default=1024, help="memory for what they have read and written")
@@ -737,7 +743,7 @@ def main() -> int:
     engine = Engine(max_rows=wishes.max_num_seqs, cache_bytes=wishes.kv_cache_mib << 20)
     engine.start()
     keys = wishes.api_key or [key for key in (os.environ.get("MODEL_SERVER_API_KEY", ""),) if key]
-    app = build_app(Server(engine, served), tuple(keys))
+    app = build_app(Server(engine, served), tuple(keys), open_chat=wishes.open_chat)
     logger.info("serving %s on http://%s:%d", ", ".join(served), wishes.host, wishes.port)
     uvicorn.run(
         app,
