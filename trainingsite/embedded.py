@@ -434,9 +434,14 @@ def _short_enough(socket: Path) -> None:
 
 
 def keep_short(log: Path, limit: int = 10_000_000) -> None:
-    """Set a log of more than `limit` bytes aside; the one set aside before goes."""
+    """Set what a log of more than `limit` bytes holds aside, in place of what was set aside before.
+
+    Whoever writes to it keeps it open to append, so it is copied and emptied, not moved; a line written in
+    between is lost.
+    """
     if log.exists() and log.stat().st_size > limit:
-        log.replace(log.with_name(log.name + ".1"))
+        shutil.copyfile(log, log.with_name(log.name + ".1"))
+        os.truncate(log, 0)
 
 
 def _last_line(text: str, word: str = "") -> str:

@@ -20,7 +20,15 @@ from kombu import Connection
 
 from trainingsite import children, embedded
 from trainingsite.children import Process
-from trainingsite.embedded import CannotStart, Postgres, Valkey, broker_url, leave_runtime_folder, runtime_folder
+from trainingsite.embedded import (
+    CannotStart,
+    Postgres,
+    Valkey,
+    broker_url,
+    keep_short,
+    leave_runtime_folder,
+    runtime_folder,
+)
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be refused to run PostgreSQL")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -300,6 +308,19 @@ def test_two_data_folders_have_two_socket_folders(tmp_path: Path) -> None:
     assert one == runtime_folder(tmp_path / "one")
     leave_runtime_folder(one)
     leave_runtime_folder(two)
+
+
+def test_a_long_log_is_set_aside_under_its_writers_hands(tmp_path: Path) -> None:
+    log = tmp_path / "site.log"
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"old\n" * 10)
+        keep_short(log, limit=100)
+        assert log.stat().st_size == 40
+        keep_short(log, limit=39)
+        writer.write(b"new\n")
+
+    assert log.read_bytes() == b"new\n"
+    assert (tmp_path / "site.log.1").read_bytes() == b"old\n" * 10
 
 
 def test_valkey_asks_for_its_password_and_carries_celerys_messages(data: Path) -> None:
