@@ -94,7 +94,9 @@ class Client:
 
     def trajectory(self, trajectory_id: str) -> RecordedTrajectory:
         """One trajectory, whole: its steps, and under `recorded` what the site knows of it."""
-        return cast(RecordedTrajectory, self._get(f"trajectories/{_id(trajectory_id)}/"))
+        found = self._get(f"trajectories/{_id(trajectory_id)}/")
+        # The site leaves out what has its default; these are always asked for.
+        return cast(RecordedTrajectory, {"final_status": "completed", "reward": None, "steps": [], **found})
 
     def trajectories(self, **filters: Filter) -> Iterator[TrajectoryRow]:
         """Rows, newest first, page by page. Filters: window, agent, scenario, group, status, state, version,

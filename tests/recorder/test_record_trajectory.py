@@ -261,16 +261,23 @@ def test_what_json_cannot_say_is_changed_and_said_so() -> None:
         def __str__(self) -> str:
             return "odd"
 
+    state = {"nan": float("nan"), "text": "a\ud800b", "set": {2, 1}, "odd": Odd(), "inner": {5: b"\xff"}}
     with recorder(site) as recording:
         trajectory = recording.start_trajectory()
-        step = trajectory.start_step({"nan": float("nan"), "text": "a\ud800b", "set": {2, 1}, "odd": Odd(), 5: b"\xff"})
+        step = trajectory.start_step(state)
         step.complete(reward=float("inf"))
         trajectory.end(reward=float("nan"))
         found = sent(site, recording)
 
     assert "reward" not in found or found["reward"] is None
     step_found = found["steps"][0]  # type: ignore[index]  # JSON
-    assert step_found["environment_state"] == {"nan": None, "text": "a\ufffdb", "set": [1, 2], "odd": "odd", "5": "/w=="}
+    assert step_found["environment_state"] == {
+        "nan": None,
+        "text": "a\ufffdb",
+        "set": [1, 2],
+        "odd": "odd",
+        "inner": {"5": "/w=="},
+    }
     assert "reward" not in step_found
     changed = found["extra"]["recorder"]["changed"]  # type: ignore[index]  # JSON
     assert "/steps/0/state/nan was nan, recorded as unknown" in changed

@@ -1,7 +1,6 @@
-"""The disk spool: it survives the agent's end, however it ends, and the site's absence; each trajectory arrives once."""
+"""The disk spool: it survives the agent's end, however it ends, and the site's absence; each arrives once."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -189,6 +188,6 @@ def test_others_on_the_machine_cannot_read_the_spool(tmp_path: Path) -> None:
     recording = recorder(site, spool=tmp_path / "spool")
     play(recording)
     folders = [tmp_path / "spool", *(tmp_path / "spool").iterdir()]
-    assert {os.stat(folder).st_mode & 0o077 for folder in folders} == {0}
+    assert {folder.stat().st_mode & 0o077 for folder in folders} == {0}
     assert [json.loads(path.read_bytes().splitlines()[0][1:])["agent_id"] for path in files(tmp_path)] == ["agent"]
     recording.close(0)

@@ -1,6 +1,6 @@
 """Groups by HTTP: the list, and one with its attempts and what was said of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from django.db.models import QuerySet
@@ -39,7 +39,7 @@ class GroupList(ProjectAPIView):
     def get(self, request: Request) -> Response:
         indexing.drain(self.project)
         rows = Group.objects.filter(project=self.project).select_related("scenario")
-        page = pages.page(request, filtered(rows, request.query_params.items()))
+        page = pages.page(request, filtered(rows, request.query_params))
         return Response({"results": [summary(group) for group in page.rows], "next": page.next})
 
 
@@ -54,11 +54,10 @@ class GroupDetail(ProjectAPIView):
         return Response(detail(find(self.project, pk)))
 
 
-def filtered(rows: QuerySet[Group], arguments: Iterable[tuple[str, str]]) -> QuerySet[Group]:
+def filtered(rows: QuerySet[Group], arguments: Mapping[str, str]) -> QuerySet[Group]:
     """Raises Invalid: an unknown filter, or a value that it cannot have."""
-    for name, value in arguments:
-        if name in ("cursor", "limit"):
-            continue
+    for name in set(arguments) - {"cursor", "limit"}:
+        value = arguments[name]
         if name not in FILTERS:
             raise Invalid(f"There is no filter {name[:50]!r}. There are: {', '.join(FILTERS)}.")
         if name in CHOICES and value not in CHOICES[name]:
