@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 import msgspec
+import psycopg
 from django.db import connection, transaction
-from django.db.models import Count, Max, Min, Q, Sum
+from django.db.models import Count, F, Min, Q
 from django.utils import timezone
 
 from trajectories import history, payloads, rewards, segments
 from trajectories.models import (
     ID_LENGTH,
-    FinalStatus,
     Group,
     GroupState,
     IndexingWork,
@@ -31,11 +31,6 @@ from trajectories.models import (
 CHUNK = 500  # queue rows taken at once
 PAYLOADS = 50  # opened at once for call rows: a payload may have 32 MB
 LOCK = 0x7261_696E  # first half of the advisory lock; the second is the project
-
-# Attempts that share a baseline: no superseded tries, no twins, nothing that a person or the environment spoiled.
-COUNTING = Q(is_superseded=False, twin_of=None, is_excluded=False, state=State.SEALED, archived_at=None) & ~Q(
-    final_status=FinalStatus.ENVIRONMENT_ERROR
-)
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -120,25 +115,22 @@ def _supersede(project: Project, rows: Sequence[Trajectory]) -> set[int]:
 
 def _find_twins(rows: Sequence[Trajectory]) -> None:
     """Identical content under another id counts once: the first one counts. Times and token ids are content."""
-    by_scenario: dict[int, list[Trajectory]] = defaultdict(list)
-    for row in rows:
-        if row.scenario_id is not None:
-            by_scenario[row.scenario_id].append(row)
+    members = [row for row in rows if row.scenario_id is not None]
+    scenarios = {row.scenario_id for row in members}
+    hashes = {bytes(row.twin_hash) for row in members}
+    first: dict[tuple[object, bytes], int] = {}
+    for pk, scenario, twin_hash in (
+        Trajectory.objects.filter(scenario__in=scenarios, twin_hash__in=hashes, state=State.SEALED)
+        .order_by("id")
+        .values_list("pk", "scenario", "twin_hash")
+    ):
+        first.setdefault((scenario, bytes(twin_hash)), pk)
     twins: list[Trajectory] = []
-    for scenario, members in by_scenario.items():
-        hashes = {bytes(row.twin_hash) for row in members}
-        first: dict[bytes, int] = {}
-        for pk, twin_hash in (
-            Trajectory.objects.filter(scenario=scenario, twin_hash__in=hashes, state=State.SEALED)
-            .order_by("id")
-            .values_list("pk", "twin_hash")
-        ):
-            first.setdefault(bytes(twin_hash), pk)
-        for row in members:
-            original = first.get(bytes(row.twin_hash), row.pk)
-            if original < row.pk and row.twin_of_id is None:
-                row.twin_of_id = original
-                twins.append(row)
+    for row in members:
+        original = first.get((row.scenario_id, bytes(row.twin_hash)), row.pk)
+        if original < row.pk and row.twin_of_id is None:
+            row.twin_of_id = original
+            twins.append(row)
     Trajectory.objects.bulk_update(twins, ["twin_of"])
 
 
@@ -153,8 +145,10 @@ def _assign(project: Project, rows: Sequence[Trajectory]) -> set[int]:
     if not new:
         return set()
     cohorts = _Cohorts(project, new)
-    for row in new:
-        group = cohorts.take(row)
+    taken = [cohorts.take(row) for row in new]
+    Group.objects.bulk_create(cohorts.new)
+    Group.objects.bulk_update(cohorts.sized, ["declared_size"])
+    for row, group in zip(new, taken, strict=True):
         row.group_id = group.pk
     with connection.cursor() as cursor:  # bulk_update's CASE with a branch a row costs ten times as much
         cursor.execute(
@@ -179,7 +173,12 @@ class _Cohorts:
             .values("group")
             .annotate(n=Count("id"))
         )
-        self.filled: dict[int, int] = {row["group"]: row["n"] for row in members}
+        counts = {row["group"]: row["n"] for row in members}
+        self.filled: dict[int, int] = {  # by id() of the group: new ones have no pk yet
+            id(group): counts.get(group.pk, 0) for present in self.groups.values() for group in present
+        }
+        self.new: list[Group] = []
+        self.sized: list[Group] = []
         self.ordinals = dict(KnownVersion.objects.filter(project=project).values_list("version", "ordinal"))
 
     def take(self, row: Trajectory) -> Group:
@@ -209,7 +208,7 @@ class _Cohorts:
             )
             cohort = f"#{1 + sum(one.cohort.startswith('#') for one in present)}"
         if group is None:
-            group = Group.objects.create(
+            group = Group(
                 project=self.project,
                 scenario_id=row.scenario_id,
                 role=row.role,
@@ -221,15 +220,17 @@ class _Cohorts:
                 last_received_at=row.received_at,
             )
             present.append(group)
+            self.new.append(group)
         elif group.declared_size is None and row.declared_group_size is not None:
             group.declared_size = row.declared_group_size
-            group.save(update_fields=["declared_size"])
-        self.filled[group.pk] = self.filled.get(group.pk, 0) + 1
+            if group.pk is not None:
+                self.sized.append(group)
+        self.filled[id(group)] = self.filled.get(id(group), 0) + 1
         return group
 
     def has_room(self, group: Group) -> bool:
         return group.state == GroupState.OPEN and (
-            group.declared_size is None or self.filled.get(group.pk, 0) < group.declared_size
+            group.declared_size is None or self.filled.get(id(group), 0) < group.declared_size
         )
 
 
@@ -238,44 +239,47 @@ def recount(project: Project, groups: Iterable[int]) -> None:
     pks = sorted(set(groups))
     if not pks:
         return
-    counted = {
-        row["group"]: row
-        for row in Trajectory.objects.filter(group__in=pks)
-        .values("group")
-        .annotate(
-            n=Count("id", filter=COUNTING),
-            n_trainable=Count("id", filter=COUNTING & Q(n_trainable_calls__gt=0)),
-            reward_n=Count("reward", filter=COUNTING),
-            reward_min=Min("reward", filter=COUNTING),
-            reward_max=Max("reward", filter=COUNTING),
-            reward_sum=Sum("reward", filter=COUNTING, default=0.0),
-            quality_sum=Sum("quality", filter=COUNTING, default=0.0),
-            last_received_at=Max("received_at"),
+    with connection.cursor() as cursor:
+        # Locked in one order first; then one statement, however many groups there are.
+        cursor.execute(
+            "select id from groups where id = any(%s) and project_id = %s order by id for update", [pks, project.pk]
         )
-    }
-    rows = list(Group.objects.select_for_update().filter(pk__in=pks, project=project).order_by("id"))
-    for row in rows:
-        found = counted.get(row.pk)
-        row.n = found["n"] if found else 0
-        row.n_trainable = found["n_trainable"] if found else 0
-        row.reward_n = found["reward_n"] if found else 0
-        row.reward_min = found["reward_min"] if found else None
-        row.reward_max = found["reward_max"] if found else None
-        row.reward_sum = found["reward_sum"] if found else 0.0
-        row.quality_sum = found["quality_sum"] if found else 0.0
-        row.last_received_at = found["last_received_at"] if found else row.last_received_at
-    names = ("n", "n_trainable", "reward_n", "reward_min", "reward_max", "reward_sum", "quality_sum")
-    Group.objects.bulk_update(rows, [*names, "last_received_at"], batch_size=200)
+        cursor.execute(_RECOUNT, [pks, project.pk])
+
+
+# What counts: no superseded tries, no twins, nothing that a person took out or the environment spoiled.
+_COUNTS = """not is_superseded and twin_of_id is null and not is_excluded and state = 'sealed' and archived_at is null
+    and final_status <> 'environment_error'"""
+_RECOUNT = f"""
+    update groups g set
+        n = c.n, n_trainable = c.n_trainable, reward_n = c.reward_n, reward_min = c.reward_min,
+        reward_max = c.reward_max, reward_sum = c.reward_sum, quality_sum = c.quality_sum,
+        last_received_at = coalesce(c.last_received_at, g.last_received_at)
+    from (
+        select wanted.id,
+            count(t.id) filter (where {_COUNTS}) as n,
+            count(t.id) filter (where {_COUNTS} and n_trainable_calls > 0) as n_trainable,
+            count(t.reward) filter (where {_COUNTS}) as reward_n,
+            min(t.reward) filter (where {_COUNTS}) as reward_min,
+            max(t.reward) filter (where {_COUNTS}) as reward_max,
+            coalesce(sum(t.reward) filter (where {_COUNTS}), 0) as reward_sum,
+            coalesce(sum(t.quality) filter (where {_COUNTS}), 0) as quality_sum,
+            max(t.received_at) as last_received_at
+        from unnest(%s::int8[]) as wanted(id) left join trajectories t on t.group_id = wanted.id
+        group by wanted.id
+    ) c
+    where g.id = c.id and g.project_id = %s
+"""  # noqa: S608  # made of the constant above
 
 
 def _close_full(project: Project, groups: Iterable[int]) -> None:
     """Close open groups that have their declared size: superseded tries make room, spoiled ones do not."""
-    full = [
-        group
-        for group in Group.objects.filter(pk__in=list(groups), state=GroupState.OPEN, declared_size__isnull=False)
-        if Trajectory.objects.filter(group=group, is_superseded=False).count() >= (group.declared_size or 0)
-    ]
-    _close(project, full, "it has its declared size")
+    full = (
+        Group.objects.filter(pk__in=list(groups), state=GroupState.OPEN, declared_size__isnull=False)
+        .annotate(attempts=Count("trajectories", filter=Q(trajectories__is_superseded=False)))
+        .filter(attempts__gte=F("declared_size"))
+    )
+    _close(project, list(full), "it has its declared size")
 
 
 def close_idle(project: Project) -> int:
@@ -310,41 +314,51 @@ def _close(project: Project, groups: Sequence[Group], reason: str) -> None:
 # --- calls -------------------------------------------------------------------------------------------------------
 
 
+_CALL_COLUMNS = (
+    "trajectory_id, position, step, model, model_version, origin, is_trainable, purpose, finish_reason, has_error, "
+    "prompt_tokens, completion_tokens, n_token_ids, latency_ms, temperature, top_p, logprobs_mode, created_at"
+)
+
+
 def _write_calls(rows: Sequence[Trajectory]) -> None:
-    """The call rows of some trajectories, made anew."""
+    """The call rows of some trajectories, made anew. COPY, for a run has dozens and the ORM costs 30 µs a row."""
     LlmCallLog.objects.filter(trajectory__in=[row.pk for row in rows]).delete()
-    loaded = segments.load_many(rows)
-    LlmCallLog.objects.bulk_create((call for row in rows for call in _calls(row, loaded[row.pk])), batch_size=2000)
+    loaded = segments.load_many(rows, with_actions=False)
+    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+        with cursor.copy(f"copy llm_call_logs ({_CALL_COLUMNS}) from stdin") as copy:
+            for row in rows:
+                for call in _calls(row, loaded[row.pk]):
+                    copy.write_row(call)
 
 
-def _calls(row: Trajectory, payload: segments.LoadedPayload) -> Iterable[LlmCallLog]:
+def _calls(row: Trajectory, payload: segments.LoadedPayload) -> Iterable[tuple[object, ...]]:
+    """Values in the order of `_CALL_COLUMNS`."""
     position = 0
     for number, step in enumerate(payload.steps):
+        at = payloads.utc(step.timestamp) if step.timestamp else None
         for call in step.llm_calls:
             origin = payload.origins[position] if position < len(payload.origins) else None
-            yield LlmCallLog(
-                trajectory=row,
-                position=position,
-                step=number,
-                model=_text(call.model, ID_LENGTH),
-                model_version=_text((origin.version if origin else "") or call.model_version, ID_LENGTH),
-                origin=origin.origin if origin else "unknown",
-                is_trainable=call.trainable is not False and origin is not None and origin.origin == "own",
-                purpose=_text(call.purpose, 100),
-                finish_reason=_text(call.finish_reason, 100),
-                has_error=call.error is not None,
-                prompt_tokens=call.prompt_tokens
-                if call.prompt_tokens is not None
-                else (len(call.prompt_token_ids) if call.prompt_token_ids else None),
-                completion_tokens=call.completion_tokens
-                if call.completion_tokens is not None
-                else (len(call.token_ids) if call.token_ids else None),
-                n_token_ids=len(call.token_ids or ()),
-                latency_ms=call.latency_ms,
-                temperature=call.temperature,
-                top_p=call.top_p,
-                logprobs_mode=_text(call.logprobs_mode, 12),
-                created_at=payloads.utc(step.timestamp) if step.timestamp else None,
+            prompt = len(call.prompt_token_ids) if call.prompt_token_ids else None
+            answer = len(call.token_ids) if call.token_ids else None
+            yield (
+                row.pk,
+                position,
+                number,
+                _text(call.model, ID_LENGTH),
+                _text((origin.version if origin else "") or call.model_version, ID_LENGTH),
+                origin.origin if origin else "unknown",
+                call.trainable is not False and origin is not None and origin.origin == "own",
+                _text(call.purpose, 100),
+                _text(call.finish_reason, 100),
+                call.error is not None,
+                call.prompt_tokens if call.prompt_tokens is not None else prompt,
+                call.completion_tokens if call.completion_tokens is not None else answer,
+                answer or 0,
+                call.latency_ms,
+                call.temperature,
+                call.top_p,
+                _text(call.logprobs_mode, 12),
+                at,
             )
             position += 1
 

@@ -418,8 +418,8 @@ def shared_texts(project: Project, wanted: Mapping[bytes, segments.Text]) -> dic
                     project=project,
                     text_hash=one,
                     kind=wanted[one].kind,
-                    raw_size=wanted[one].raw_size,
-                    data=wanted[one].data,
+                    raw_size=len(wanted[one].raw),
+                    data=segments.compress(wanted[one].raw),
                 )
                 for one in missing
             ),

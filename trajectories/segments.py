@@ -66,12 +66,11 @@ class LoadedPayload(TrajectoryPayload, frozen=True, kw_only=True):
 
 
 class Text(msgspec.Struct, frozen=True):
-    """A text to be shared."""
+    """A text to be shared; compressed only where it turns out to be new."""
 
     kind: str  # system or tools
     text_hash: bytes
-    raw_size: int
-    data: bytes
+    raw: bytes
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -124,7 +123,7 @@ class _Texts:
         place = self.places.get(text_hash)
         if place is None:
             place = self.places[text_hash] = len(self.places)
-            self.new.append(Text(kind, text_hash, len(raw), compress(raw)))
+            self.new.append(Text(kind, text_hash, raw))
         return place
 
     def tools(self, tools: Tools) -> int | None:
@@ -268,15 +267,17 @@ def load(trajectory: Trajectory) -> LoadedPayload:
     return load_many([trajectory])[trajectory.pk]
 
 
-def load_many(trajectories: Sequence[Trajectory]) -> dict[int, LoadedPayload]:
-    """The same for many in two queries, by pk. Their scenarios are read where `select_related` brought none."""
+def load_many(trajectories: Sequence[Trajectory], *, with_actions: bool = True) -> dict[int, LoadedPayload]:
+    """The same for many in two queries, by pk. `with_actions=False` spares making them where calls alone matter."""
     rows: dict[int, list[TrajectorySegment]] = {trajectory.pk: [] for trajectory in trajectories}
     for row in TrajectorySegment.objects.filter(trajectory__in=rows).order_by("trajectory", "seq"):
         rows[row.trajectory_id].append(row)
     wanted = {pk for trajectory in trajectories for pk in trajectory.shared_texts}
     texts = {text.pk: decompress(bytes(text.data), text.raw_size) for text in SharedText.objects.filter(pk__in=wanted)}
     return {
-        trajectory.pk: _unpack(trajectory, rows[trajectory.pk], [texts[pk] for pk in trajectory.shared_texts])
+        trajectory.pk: _unpack(
+            trajectory, rows[trajectory.pk], [texts[pk] for pk in trajectory.shared_texts], with_actions
+        )
         for trajectory in trajectories
     }
 
@@ -294,7 +295,9 @@ def raw_of(row: TrajectorySegment) -> bytes:
     return decompress(data, row.raw_size)
 
 
-def _unpack(trajectory: Trajectory, rows: Sequence[TrajectorySegment], texts: Sequence[bytes]) -> LoadedPayload:
+def _unpack(
+    trajectory: Trajectory, rows: Sequence[TrajectorySegment], texts: Sequence[bytes], with_actions: bool
+) -> LoadedPayload:
     header: StoredHeader | None = None
     stored: list[StoredStep] = []
     for row in rows:
@@ -305,7 +308,7 @@ def _unpack(trajectory: Trajectory, rows: Sequence[TrajectorySegment], texts: Se
         raise LookupError(f"trajectory {trajectory.trajectory_id} (row {trajectory.pk}) has no payload")
     steps = _expand(stored, texts)
     told = header.payload
-    if header.derived_actions:
+    if header.derived_actions and with_actions:
         steps = messages_format.with_actions(steps, told.closing_messages)
     n_calls = sum(len(step.llm_calls) for step in steps)
     origins = header.origins * n_calls if len(header.origins) == 1 else header.origins

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 from django.db import connection
@@ -11,6 +12,7 @@ from tests import builders
 from tests.trajectories import recordings
 from trajectories import formats, indexing, ingestion, rewards
 from trajectories.errors import Conflict, Problem
+from trajectories.formats.incoming import Incoming
 from trajectories.history import SYSTEM
 from trajectories.models import Group, Project, SharedText, Trajectory
 from trajectories.payloads import RewardBody
@@ -47,7 +49,7 @@ def project() -> Project:
     return builders.make_project()
 
 
-def incoming(body: recordings.Body) -> formats.Incoming:
+def incoming(body: recordings.Body) -> Incoming:
     return formats.incoming(json.dumps(body).encode())
 
 
@@ -64,7 +66,10 @@ def test_of_many_with_one_id_and_content_one_is_created(project: Project) -> Non
 def test_of_many_with_one_id_and_other_contents_one_wins(project: Project) -> None:
     items = [incoming(recordings.native("a", metadata={"n": number})) for number in range(6)]
 
-    found = together([lambda item=item: ingestion.record(project, item).outcome for item in items])
+    def outcome(item: Incoming) -> str:
+        return ingestion.record(project, item).outcome
+
+    found = together([partial(outcome, item) for item in items])
 
     assert found.count("created") == 1
     assert sum(isinstance(one, Conflict) for one in found) == 5
@@ -74,7 +79,7 @@ def test_of_many_with_one_id_and_other_contents_one_wins(project: Project) -> No
 def test_bulks_of_the_same_ids_in_other_orders_do_not_block_each_other(project: Project) -> None:
     items = [incoming(recordings.native(f"a{number}", scenario_id=f"s{number % 5}")) for number in range(100)]
 
-    def bulk(order: list[formats.Incoming]) -> int:
+    def bulk(order: list[Incoming]) -> int:
         results = ingestion.record_many(project, order)
         assert not any(isinstance(one, Problem) for one in results)
         return sum(isinstance(one, ingestion.Recorded) and one.created for one in results)
@@ -99,15 +104,13 @@ def test_drains_at_once_number_cohorts_once(project: Project) -> None:
 
 
 def test_a_reward_and_its_trajectory_may_race(project: Project) -> None:
+    def change(name: str) -> rewards.Patched:
+        return rewards.change(project, name, RewardBody(reward=0.5), by=SYSTEM)
+
     for number in range(5):
         name = f"a{number}"
         item = incoming(recordings.native(name, reward=None))
-        found = together(
-            [
-                lambda item=item: ingestion.record(project, item),
-                lambda name=name: rewards.change(project, name, RewardBody(reward=0.5), by=SYSTEM),
-            ]
-        )
+        found = together([partial(ingestion.record, project, item), partial(change, name)])
         assert not any(isinstance(one, Exception) for one in found), found
     indexing.drain(project)
 

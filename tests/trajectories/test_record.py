@@ -8,12 +8,13 @@ from tests import builders
 from tests.trajectories import recordings
 from trajectories import formats, ingestion, segments
 from trajectories.errors import Conflict, Gone
+from trajectories.formats.incoming import Incoming
 from trajectories.models import IndexingWork, Tombstone, Trajectory
 
 pytestmark = pytest.mark.django_db
 
 
-def incoming(body: recordings.Body, name: str = "native") -> formats.Incoming:
+def incoming(body: recordings.Body, name: str = "native") -> Incoming:
     return formats.incoming(json.dumps(body).encode(), name)
 
 
