@@ -210,6 +210,12 @@ def run(folder: Path, job: Job, *, world: World | None = None, stop: Callable[[]
         _reference(policy, batch, hyper, world)
 
     outcome = _train(folder, job, policy, batch, log, world, identity, going_on, stop)
+    if outcome.steps_done == 0:
+        raise InvalidJob(
+            f"{outcome.drift_detail} Those are the parent's, so nothing was learned. Lower learning_rate "
+            f"({hyper.learning_rate:g}), or raise max_drift.",
+            kind="invalid_job",
+        )
 
     log.phase("saving")
     sha256 = _save_adapter(policy, job, folder) if world.rank == 0 else ""

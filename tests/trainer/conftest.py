@@ -1,0 +1,3 @@
+from tests.trainer.batches import cache, one_thread
+
+__all__ = ["cache", "one_thread"]
