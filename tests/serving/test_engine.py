@@ -4,6 +4,7 @@ import math
 import random
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(base: Base, engine:
     ask_all(engine, asks)
 
     for one in asks:
-        engine.call(lambda one=one: base.use(one.adapter)).result(60)
+        engine.call(partial(base.use, one.adapter)).result(60)
         for sample in one.samples:
             assert len(sample.token_ids) == len(sample.logprobs) == one.sampling.max_tokens
             whole = [*one.prompt, *sample.token_ids]

@@ -210,7 +210,9 @@ def test_an_answer_ends_at_its_limit_or_its_stop_text(http: httpx.Client) -> Non
 def test_a_stream_says_the_same_as_a_whole_answer(http: httpx.Client) -> None:
     wish = {"seed": 11, "n": 2, "logprobs": True, "return_token_ids": True, "temperature": 1.5}
     whole = chat(http, **wish).json()
-    said, ids, logprobs, ends, usage = {0: "", 1: ""}, {0: [], 1: []}, {0: [], 1: []}, {}, None
+    said, ends, usage = {0: "", 1: ""}, {}, None
+    ids: dict[int, list[int]] = {0: [], 1: []}
+    logprobs: dict[int, list[float]] = {0: [], 1: []}
     body = {"messages": HELLO, "max_tokens": 8, "stream": True, "stream_options": {"include_usage": True}, **wish}
 
     with http.stream("POST", "/v1/chat/completions", json=body) as answer:

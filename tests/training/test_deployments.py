@@ -23,9 +23,8 @@ from trajectories.models import Membership, Project, Role
 
 pytestmark = pytest.mark.django_db
 
-BETTER = {"ours": (1.0,) * 12, "theirs": (0.0,) * 12}
-NO_BETTER = {"ours": (1.0, 0.0) * 6, "theirs": (0.0, 1.0) * 6}
-WORSE = {"ours": (0.0,) * 12, "theirs": (1.0,) * 12}
+NO_BETTER = ((1.0, 0.0) * 6, (0.0, 1.0) * 6)
+WORSE = ((0.0,) * 12, (1.0,) * 12)
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def person(project: Project, role: str) -> Actor:
 def requested(project: Project, folder: Path, version: str = "v1.0.0", **fields: object) -> Deployment:
     """A request by an operator for a version that is shown to be better than what serves."""
     model = candidate(project, folder, version)
-    evaluated(model, routing.serving_now(project), **BETTER)
+    evaluated(model, routing.serving_now(project))
     return deployments.request(model, by=person(project, Role.OPERATOR), **fields)  # type: ignore[arg-type]  # a table
 
 
@@ -83,7 +82,7 @@ def test_a_request_keeps_its_evidence_and_the_gates_rows(project: Project, tmp_p
 
 def test_the_evidence_stays_as_it_was_when_asked(project: Project, tmp_path: Path) -> None:
     deployment = requested(project, tmp_path)
-    evaluated(deployment.model, None, **WORSE)
+    evaluated(deployment.model, None, WORSE)
     deployment.refresh_from_db()
 
     assert deployment.evidence["result"]["gain"]["mean"] == 1.0
@@ -205,7 +204,7 @@ def test_without_a_model_server_a_rollout_fails_with_a_sentence(
 
 def test_the_gate_refuses_what_is_not_shown_to_be_better(project: Project, tmp_path: Path, approver: Actor) -> None:
     model = candidate(project, tmp_path)
-    evaluated(model, **NO_BETTER)
+    evaluated(model, rewards=NO_BETTER)
     deployment = deployments.request(model, by=SYSTEM)
     assert checks(deployment)["better"] is False
 
@@ -219,7 +218,7 @@ def test_the_gate_refuses_what_is_not_shown_to_be_better(project: Project, tmp_p
 
 def test_a_version_that_fell_is_refused_whatever_anyone_says(project: Project, tmp_path: Path, approver: Actor) -> None:
     model = candidate(project, tmp_path)
-    evaluated(model, **WORSE)
+    evaluated(model, rewards=WORSE)
     deployment = deployments.request(model, by=SYSTEM)
 
     with pytest.raises(Refused, match="is worse than the base"):
@@ -228,7 +227,7 @@ def test_a_version_that_fell_is_refused_whatever_anyone_says(project: Project, t
 
 def test_too_little_evidence_may_be_overridden_with_a_reason(project: Project, tmp_path: Path, approver: Actor) -> None:
     model = candidate(project, tmp_path)
-    evaluated(model, ours=(1.0,) * 3, theirs=(0.0,) * 3)
+    evaluated(model, rewards=((1.0,) * 3, (0.0,) * 3))
     deployment = deployments.request(model, by=SYSTEM)
 
     with pytest.raises(Refused, match="3 shared scenarios, 10 are needed"):
@@ -252,7 +251,7 @@ def test_evidence_against_another_version_than_serves_is_not_enough(
 ) -> None:
     rolled_out(project, tmp_path, "v1.0.0", approver)
     model = candidate(project, tmp_path, "v1.0.1")
-    evaluated(model, None, **BETTER)
+    evaluated(model, None)
     deployment = deployments.request(model, by=SYSTEM)
 
     with pytest.raises(Refused, match=r"against the base, while v1\.0\.0 serves now"):
@@ -272,7 +271,7 @@ def test_a_run_that_came_to_nothing_is_refused(
     project: Project, tmp_path: Path, approver: Actor, summary: dict[str, object]
 ) -> None:
     model = candidate(project, tmp_path, summary=summary)
-    evaluated(model, **BETTER)
+    evaluated(model)
     deployment = deployments.request(model, by=SYSTEM)
 
     with pytest.raises(Refused, match="the weights moved by"):
@@ -295,7 +294,7 @@ def test_nobody_approves_their_own_request(project: Project, tmp_path: Path) -> 
     Membership.objects.create(project=project, user=user, role=Role.APPROVER)
     me = Actor(user.get_username(), user)
     model = candidate(project, tmp_path)
-    evaluated(model, **BETTER)
+    evaluated(model)
     deployment = deployments.request(model, by=me)
 
     with pytest.raises(Refused, match="a second person decides"):
@@ -307,7 +306,7 @@ def test_nobody_approves_their_own_request(project: Project, tmp_path: Path) -> 
 def test_not_even_a_superuser_does(project: Project, tmp_path: Path) -> None:
     root = make_user("root", superuser=True)
     model = candidate(project, tmp_path)
-    evaluated(model, **BETTER)
+    evaluated(model)
     deployment = deployments.request(model, by=Actor("root", root))
 
     with pytest.raises(Refused, match="a second person decides"):
@@ -566,7 +565,7 @@ def owned_key(project: Project, user: User) -> str:
 def test_the_whole_way_by_http(client: Client, project: Project, tmp_path: Path, model_server: FakeModelServer) -> None:
     operator, decider = make_member(project, Role.OPERATOR), make_member(project, Role.APPROVER)
     model = candidate(project, tmp_path)
-    evaluated(model, **BETTER)
+    evaluated(model)
 
     status, made = post(client, "", owned_key(project, operator), version="v1.0.0", reason="please")
     assert (status, made["version"], made["strategy"], made["state"]) == (201, "v1.0.0", "immediate", "requested")
@@ -586,7 +585,7 @@ def test_the_whole_way_by_http(client: Client, project: Project, tmp_path: Path,
 
 def test_a_refused_gate_is_a_409_with_its_rows(client: Client, project: Project, tmp_path: Path) -> None:
     model = candidate(project, tmp_path)
-    evaluated(model, **WORSE)
+    evaluated(model, rewards=WORSE)
     _, made = post(client, "", make_key(project)[1], version="v1.0.0")
 
     status, problem = post(

@@ -30,11 +30,11 @@ def pair(tmp_path: Path) -> Pair:
     return candidate(project, tmp_path, "v1.0.0"), candidate(project, tmp_path, "v1.0.1")
 
 
-def running(pair: Pair, scenarios: int = 3, attempts: int = 1, **fields: object) -> tuple[Evaluation, list[Scenario]]:
+def running(pair: Pair, scenarios: int = 3, attempts: int = 1) -> tuple[Evaluation, list[Scenario]]:
     """An evaluation of the pair whose work has gone out."""
     baseline, ours = pair
     chosen = held_out(ours.project, scenarios)
-    one = evaluation.request(ours.project, ours, by=SYSTEM, against=baseline, attempts=attempts, **fields)
+    one = evaluation.request(ours.project, ours, by=SYSTEM, against=baseline, attempts=attempts)
     evaluation.hand_out(one, 1000)
     return one, chosen
 
