@@ -1,10 +1,10 @@
 """A frozen batch as text: the trainer's job folder, and the same for everyone else by GET …/batches/{id}/data/.
 
-One trajectory is in memory at a time: an episode is about 3 MB, so that a group, let alone a batch, might not fit.
+What is in memory at a time is bounded: an episode is about 3 MB, so that a group, let alone a batch, might not fit.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,8 +16,12 @@ from training.trainer import job as wire
 from trajectories import segments, transcripts
 from trajectories.errors import Refused
 from trajectories.models import Origin, Trajectory
+from trajectories.payloads import TrajectoryPayload
 
 MODES: dict[Mode, wire.Mode] = {Mode.GRPO: "grpo", Mode.FILTERED: "filtered", Mode.SFT: "sft"}
+
+AT_ONCE = 100  # payloads fetched by one query …
+AT_ONCE_BYTES = 8 * 2**20  # … unless they are larger together than this (of JSON)
 
 _encoder = msgspec.json.Encoder()
 
@@ -86,18 +90,54 @@ def groups(batch: TrainingBatch) -> Iterator[bytes]:
     _check(batch)
     versions = TrainedModel.objects.filter(project=batch.project, base_model=batch.base_model)
     of_this_base = frozenset(versions.values_list("version", flat=True))
-    for row in batch.groups.filter(is_used=True).order_by("pk"):
-        items = row.items.select_related("trajectory").order_by("pk").iterator(chunk_size=50)
-        if not row.scenario_ref:  # no scenario, so nothing shared: each alone
-            for item in items:
-                line = _trajectory_line(batch, item, of_this_base)
-                yield _opening(f"alone-{item.trajectory_ref}", row) + line + b"]}\n"
+    items = batch.items.filter(batch_group__is_used=True).select_related("trajectory", "batch_group")
+    group: int | None = None  # whose line is not closed yet
+    for item, payload in _with_payloads(batch, items.order_by("batch_group", "pk").iterator(chunk_size=100)):
+        row = item.batch_group
+        line = _encoder.encode(_trajectory_line(batch, item, payload, of_this_base))
+        if group == row.pk:
+            yield b"," + line
             continue
-        before = _opening(str(row.group_id or f"deleted-{row.pk}"), row)
-        for item in items:
-            yield before + _trajectory_line(batch, item, of_this_base)
-            before = b","
+        if group is not None:
+            yield b"]}\n"
+        if not row.scenario_ref:  # no scenario, so nothing shared: each alone
+            yield _opening(f"alone-{item.trajectory_ref}", row) + line + b"]}\n"
+            group = None
+        else:
+            yield _opening(str(row.group_id or f"deleted-{row.pk}"), row) + line
+            group = row.pk
+    if group is not None:
         yield b"]}\n"
+
+
+def _with_payloads(batch: TrainingBatch, items: Iterable[BatchItem]) -> Iterator[tuple[BatchItem, TrajectoryPayload]]:
+    """Each item with what was recorded: small payloads are fetched together, large ones one by one.
+
+    Raises:
+        Refused: an item was erased, or is not what was frozen.
+    """
+    waiting: list[tuple[BatchItem, Trajectory]] = []
+    size = 0
+    for item in items:
+        trajectory = item.trajectory
+        if trajectory is None:
+            raise Refused(f"Trajectory {item.trajectory_ref} of batch {batch.batch_id} was erased. Start a new batch.")
+        if bytes(trajectory.content_hash) != bytes(item.content_hash):
+            raise Refused(
+                f"Trajectory {item.trajectory_ref} of batch {batch.batch_id} is not what was frozen any more."
+            )
+        if waiting and (size + trajectory.raw_size > AT_ONCE_BYTES or len(waiting) == AT_ONCE):
+            yield from _load(waiting)
+            waiting, size = [], 0
+        waiting.append((item, trajectory))
+        size += trajectory.raw_size
+    yield from _load(waiting)
+
+
+def _load(waiting: Sequence[tuple[BatchItem, Trajectory]]) -> Iterator[tuple[BatchItem, TrajectoryPayload]]:
+    payloads = segments.load_many([trajectory for _, trajectory in waiting], with_actions=False)
+    for item, trajectory in waiting:
+        yield item, payloads[trajectory.pk]
 
 
 def _check(batch: TrainingBatch) -> None:
@@ -115,39 +155,26 @@ def _opening(name: str, row: BatchGroup) -> bytes:
     return empty.removesuffix(b"]}")
 
 
-def _trajectory_line(batch: TrainingBatch, item: BatchItem, of_this_base: frozenset[str]) -> bytes:
-    """One frozen attempt with its conversations, as `wire.TrajectoryLine`.
-
-    Raises:
-        Refused: it was erased, or is not what was frozen.
-    """
-    trajectory = item.trajectory
-    if trajectory is None:
-        raise Refused(f"Trajectory {item.trajectory_ref} of batch {batch.batch_id} was erased. Start a new batch.")
-    if bytes(trajectory.content_hash) != bytes(item.content_hash):
-        raise Refused(f"Trajectory {item.trajectory_ref} of batch {batch.batch_id} is not what was frozen any more.")
-    return _encoder.encode(
-        wire.TrajectoryLine(
-            trajectory_id=item.trajectory_ref,
-            content_hash=bytes(item.content_hash).hex(),
-            reward=item.reward,
-            advantage=item.advantage,
-            weight=item.weight,
-            train=item.is_trained,
-            role=trajectory.role,
-            histories=_histories(batch, trajectory, of_this_base),
-        )
+def _trajectory_line(
+    batch: TrainingBatch, item: BatchItem, payload: TrajectoryPayload, of_this_base: frozenset[str]
+) -> wire.TrajectoryLine:
+    """One frozen attempt with its conversations."""
+    assert item.trajectory is not None, "_with_payloads lets no erased one through"
+    return wire.TrajectoryLine(
+        trajectory_id=item.trajectory_ref,
+        content_hash=bytes(item.content_hash).hex(),
+        reward=item.reward,
+        advantage=item.advantage,
+        weight=item.weight,
+        train=item.is_trained,
+        role=item.trajectory.role,
+        histories=[
+            wire.HistoryLine(
+                messages=one.messages, tools=one.tools, calls=[_call(batch, call, of_this_base) for call in one.calls]
+            )
+            for one in transcripts.histories(payload)
+        ],
     )
-
-
-def _histories(batch: TrainingBatch, trajectory: Trajectory, of_this_base: frozenset[str]) -> list[wire.HistoryLine]:
-    conversations = transcripts.histories(segments.load(trajectory))
-    return [
-        wire.HistoryLine(
-            messages=one.messages, tools=one.tools, calls=[_call(batch, call, of_this_base) for call in one.calls]
-        )
-        for one in conversations
-    ]
 
 
 def _call(batch: TrainingBatch, call: transcripts.HistoryCall, of_this_base: frozenset[str]) -> wire.CallLine:
