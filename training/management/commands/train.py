@@ -49,7 +49,7 @@ class Command(BaseCommand):
             batch = batches.trigger(people.project(project), wish, by=SYSTEM)
         except (Refused, Invalid) as problem:
             raise CommandError(str(problem)) from problem
-        self.stdout.write(f"Batch {batch.batch_id}: {batch.n_trajectories} trajectories in {batch.n_groups} groups.")
+        self.stdout.write(f"Batch {batch.batch_id}: {batch.n_trajectories} trajectories, {batch.n_groups} groups.")
         nudge(tasks.tend_batch, batch.pk)
         if not wait:
             return
