@@ -131,6 +131,13 @@ class JudgeServer:
 
 def _handler(judge: JudgeServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            """GET …/models: what a health page asks for."""
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked = Asked(self.headers.get("Authorization", ""), body, body["messages"], _attempts(body["messages"]))

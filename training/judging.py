@@ -24,10 +24,10 @@ from django.utils import timezone
 
 from training import judge, mixing, policies, rules
 from training.models import JudgeCall, JudgeKind, RewardJudgment, TrainingPolicy
-from trajectories import history, indexing, segments, transcripts
+from trajectories import history, segments, transcripts
 from trajectories.errors import Refused
 from trajectories.history import SYSTEM, Actor
-from trajectories.models import Group, GroupState, Judging, Project, Split, Trajectory
+from trajectories.models import FinalStatus, Group, GroupState, Judging, Project, Split, State, Trajectory
 from trajectories.payloads import TrajectoryPayload
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,12 @@ def judge_client() -> Iterator[httpx.Client]:
     base = settings.JUDGE_BASE_URL.rstrip("/") + "/"
     with httpx.Client(base_url=base, headers=headers, timeout=settings.JUDGE_TIMEOUT_SECONDS) as client:
         yield client
+
+
+# Attempts that are compared: those that the group's counters count (indexing.py says the same in SQL).
+COUNTING = Q(is_superseded=False, twin_of=None, is_excluded=False, state=State.SEALED, archived_at__isnull=True) & ~Q(
+    final_status=FinalStatus.ENVIRONMENT_ERROR
+)
 
 
 # --- which ---------------------------------------------------------------------------------------------------------
@@ -195,7 +201,7 @@ def _judge(group: Group) -> Outcome:
 
 def members_of(group: Group) -> list[Trajectory]:
     """The attempts that are compared: those that the group's counters count."""
-    return list(group.trajectories.filter(indexing.COUNTING).order_by("pk"))
+    return list(group.trajectories.filter(COUNTING).order_by("pk"))
 
 
 def _claim(group: Group) -> bool:
@@ -456,7 +462,7 @@ def recount(group: Group) -> None:
     policy = policies.of(group.project)
     wanted = [source for source in mixing.weights(policy) if source != mixing.RECORDED]
     rows = RewardJudgment.objects.filter(
-        trajectory__in=group.trajectories.filter(indexing.COUNTING),
+        trajectory__in=group.trajectories.filter(COUNTING),
         source__in=wanted,
         is_current=True,
         counts=True,

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from django.db.models import Avg, Count, Exists, OuterRef, Q
 from django.utils import timezone
 
-from training import policies, selection
+from training import mixing, policies, selection
 from training.models import BatchItem, Mode, ReadinessSnapshot, RewardJudgment, TrainingPolicy
 from trajectories import indexing
 from trajectories.models import Group, GroupState, Judging, Project, Split, State, Trajectory
@@ -90,8 +90,12 @@ def check(project: Project, mode: Mode | None = None) -> Readiness:
     policy = policies.of(project)
     mode = mode or Mode(policy.mode)
     now = timezone.now()
-    rules = selection.Rules.of(policy, mode, selection.parent(project, policy.base_model))
-    standing = selection.standing(project, rules)
+    wrong = mixing.what_is_wrong(policy.reward_mix)
+    if wrong:  # then no group's reward can be told
+        standing = selection.Standing({}, {})
+    else:
+        rules = selection.Rules.of(policy, mode, selection.parent(project, policy.base_model))
+        standing = selection.standing(project, rules)
     totals = _totals(project)
     usable = standing.groups.get("", 0)
     attempts = standing.attempts.get("", 0)
@@ -99,7 +103,7 @@ def check(project: Project, mode: Mode | None = None) -> Readiness:
     quality = totals.quality if totals.quality is not None else 0.0
     left_out = standing.left_out()
     why = "; ".join(f"{n} {'group' if n == 1 else 'groups'} {reason}" for reason, n in left_out.items())
-    checks = (
+    checks: tuple[Check, ...] = (
         Check(
             "trajectories",
             attempts,
@@ -121,6 +125,8 @@ def check(project: Project, mode: Mode | None = None) -> Readiness:
             else "no trajectory yet, so no data quality",
         ),
     )
+    if wrong:
+        checks = (Check("reward_mix", 0, 1, f"the reward mix cannot be used: {wrong}"), *checks)
     return Readiness(
         mode=mode,
         checks=checks,

@@ -34,8 +34,11 @@ TOO_SMALL = "too few attempts"
 NOT_OURS = "not played by a version of this project"
 TOO_OLD = "played by a version that is too old"
 NOTHING_TO_TRAIN = "no call that may be trained"
+JUDGE_ERROR = "without judgments: the judge failed for good"
 NO_REWARD = "rewards unknown"
 NO_SPREAD = "no spread in the rewards"
+
+WAITS_FOR_JUDGE = Q(judging=Judging.PENDING) | Q(judging=Judging.ERROR, judge_again_at__isnull=False)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,9 @@ def why_not(rules: Rules, besides: TrainingBatch | None = None) -> Case:
                 When(Q(policy_minor__lt=oldest) | Q(policy_minor__gt=newest), then=Value(TOO_OLD)),
                 When(n_trainable=0, then=Value(NOTHING_TO_TRAIN)),
             ]
+        if rules.judged and rules.can_judge:
+            gave_up = Q(judging=Judging.ERROR, judge_again_at__isnull=True, judged_n__lt=AT_LEAST)
+            cases.append(When(gave_up, then=Value(JUDGE_ERROR)))
         cases += [
             When(~_known(rules), then=Value(NO_REWARD)),
             When(~_spread(rules), then=Value(NO_SPREAD)),
@@ -118,7 +124,7 @@ def _known(rules: Rules) -> Q:
     recorded = Q(reward_n__gte=AT_LEAST) if rules.recorded else Q()
     judged = Q(judged_n__gte=AT_LEAST) if rules.judged else Q()
     if rules.judged and rules.can_judge:
-        judged |= Q(judging__in=(Judging.PENDING, Judging.ERROR))
+        judged |= WAITS_FOR_JUDGE
     return recorded & judged
 
 
@@ -130,7 +136,7 @@ def _spread(rules: Rules) -> Q:
     if rules.judged:
         spread |= Q(judged_max__gt=F("judged_min"))
         if rules.can_judge:
-            spread |= Q(judging__in=(Judging.PENDING, Judging.ERROR))
+            spread |= WAITS_FOR_JUDGE
     return spread
 
 

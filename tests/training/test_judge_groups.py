@@ -163,6 +163,29 @@ def test_attempts_that_do_not_count_are_not_shown(project: Project, server: Judg
     assert set(scores(group)) == {"rain-0", "rain-1", "rain-2"}
 
 
+@pytest.mark.parametrize(
+    ("spoiled", "named"),
+    [
+        ({"is_excluded": True}, "excluded"),
+        ({"is_superseded": True}, "superseded"),
+        ({"archived_at": timezone.now()}, "archived"),
+        ({"final_status": "environment_error"}, "spoiled by the environment"),
+        ({"state": "timed_out"}, "never sealed"),
+    ],
+)
+def test_the_judge_compares_what_the_groups_counters_count(
+    project: Project, spoiled: dict[str, object], named: str
+) -> None:
+    group = spoken_group(project)
+    first = group.trajectories.order_by("pk").first()
+    assert first is not None
+    group.trajectories.filter(pk=first.pk).update(**spoiled)
+    indexing.touch(project, [group.pk])
+    indexing.drain(project)
+
+    assert len(judging.members_of(group)) == fresh(group).n == 3
+
+
 def test_a_person_may_take_an_attempt_out_and_it_no_longer_counts(project: Project, server: JudgeServer) -> None:
     group = spoken_group(project)
     judging.judge_group(group)
