@@ -84,6 +84,7 @@ class Courier:
         self._memory = 0  # bytes of bodies in memory, in hand ones included
         self._memory_items = 0
         self._counts = Counts()
+        self._written_off = 0  # in memory when it was closed: counted as dropped
         self._thread: threading.Thread | None = None
         self._closing = False
         self._hurry = 0  # flushes that wait
@@ -98,7 +99,7 @@ class Courier:
 
     def counts(self) -> Counts:
         with self._changed:
-            return replace(self._counts, waiting=len(self._waiting) + len(self._in_hand))
+            return replace(self._counts, waiting=len(self._waiting) + len(self._in_hand) - self._written_off)
 
     def fault(self) -> None:
         with self._changed:
@@ -178,6 +179,7 @@ class Courier:
             in_memory = self._memory_items
             if in_memory:
                 self._counts = replace(self._counts, dropped=self._counts.dropped + in_memory)
+                self._written_off = in_memory
             on_disk = len(self._waiting) + len(self._in_hand) - in_memory
         if in_memory:
             logger.error(
