@@ -6,12 +6,15 @@ docs/settings.md lists the variables for people who run the site.
 import os
 from pathlib import Path
 
+import django_stubs_ext
 from django.core.exceptions import ImproperlyConfigured
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 
 from trainingsite.embedded import addresses, broker_url
 from trainingsite.environment import Environment
+
+django_stubs_ext.monkeypatch()  # ModelAdmin[Row] means something at run time too
 
 env = Environment()
 
@@ -188,6 +191,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {
     "visibility_timeout": 3600,
     "socket_timeout": 5.0,
     "socket_connect_timeout": 2.0,
+    "max_retries": 0,  # without it kombu asks a broker that is away again for six seconds, in a request
     "global_keyprefix": env.text("REDIS_PREFIX", "trainingsite:"),
 }
 CELERY_TASK_IGNORE_RESULT = True

@@ -1,0 +1,558 @@
+"""What agents did, as researchers see it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from django.contrib import admin, messages
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, QueryDict
+from django.utils import timezone
+
+from trajectories import archive, auth, history, indexing, rights, segments, transcripts
+from trajectories.errors import Refused
+from trajectories.history import Actor
+from trajectories.models import (
+    Agent,
+    ApiKey,
+    LlmCallLog,
+    Membership,
+    Project,
+    RewardChange,
+    Role,
+    Scenario,
+    SharedText,
+    StateChange,
+    Tombstone,
+    Trajectory,
+)
+from trajectories.payloads import LlmCallPayload, Message, StepPayload
+from trajectories.project_admin import ProjectAdmin, Verb
+
+LONG = 1_500  # characters; a longer text is folded
+STEPS_A_PAGE = 40
+
+
+# --- a trajectory's page -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that was said or done, as the page shows it."""
+
+    role: str
+    text: str
+    note: str = ""  # model, tokens, tool name
+    is_context: bool = False
+
+    @property
+    def is_long(self) -> bool:
+        return len(self.text) > LONG or self.text.count("\n") > 24
+
+    @property
+    def start(self) -> str:
+        return self.text[:200]
+
+
+@dataclass(frozen=True)
+class StepView:
+    number: int
+    timestamp: object
+    lines: Sequence[Line]
+    reward: float | None
+
+
+@dataclass(frozen=True)
+class TrajectoryPage:
+    """Some steps of a conversation with everything that is said about it."""
+
+    steps: Sequence[StepView]
+    first: int
+    last: int
+    total: int
+    previous: int | None  # first step of the part before
+    next: int | None
+    closing: Sequence[Line] = ()
+    judgments: Sequence[object] = ()
+    uses: Sequence[object] = ()
+    rewards: Sequence[RewardChange] = ()
+    redactions: Sequence[object] = ()
+    missing: str = ""
+    tools: str = ""
+    metadata: str = ""
+    calls: Sequence[LlmCallLog] = field(default_factory=list)
+
+
+def trajectory_page(trajectory: Trajectory, start: int) -> TrajectoryPage:
+    """The steps from `start` on, `STEPS_A_PAGE` of them."""
+    try:
+        payload = segments.load(trajectory)
+    except Exception as exc:  # a page that says what is wrong with a payload is worth more than an error page
+        return TrajectoryPage((), 0, 0, trajectory.n_steps, None, None, missing=f"The payload cannot be read: {exc}")
+    total = len(payload.steps)
+    start = max(0, min(start, max(0, total - 1)))
+    end = min(total, start + STEPS_A_PAGE)
+    shown = payload.steps[start:end]
+    prompts = transcripts.prompts(payload)
+    position = sum(len(step.llm_calls) for step in payload.steps[:start])
+    steps = []
+    for number, step in enumerate(shown, start=start):
+        said = prompts[position - 1] if position else ()
+        steps.append(StepView(number, step.timestamp, _lines(step, prompts, position, said), step.reward))
+        position += len(step.llm_calls)
+    return TrajectoryPage(
+        steps=steps,
+        first=start,
+        last=end - 1,
+        total=total,
+        previous=max(0, start - STEPS_A_PAGE) if start else None,
+        next=end if end < total else None,
+        closing=[_message(one) for one in payload.closing_messages] if end == total else (),
+        judgments=list(trajectory.judgments.select_related("judge_call").order_by("-is_current", "-pk")[:50]),
+        uses=list(trajectory.batch_items.select_related("batch", "batch__model").order_by("-pk")[:20]),
+        rewards=list(trajectory.reward_changes.order_by("-pk")[:20]),
+        redactions=list(trajectory.redactions.order_by("rule")),
+        tools=_pretty(payload.tools) if payload.tools else "",
+        metadata=_pretty(payload.metadata) if payload.metadata else "",
+    )
+
+
+def _lines(
+    step: StepPayload, prompts: Sequence[Sequence[Message]], position: int, before: Sequence[Message]
+) -> list[Line]:
+    lines: list[Line] = []
+    if step.environment_state:
+        lines.append(Line("state", _pretty(step.environment_state), "environment state"))
+    for access in step.provider_accesses:
+        lines.append(Line("provider", _pretty(access.data), f"{access.provider_name} {access.purpose or ''}".strip()))
+    for offset, call in enumerate(step.llm_calls):
+        prompt = prompts[position + offset]
+        known = len(prompts[position + offset - 1]) + 1 if position + offset else 0
+        fresh = prompt[known:] if 0 < known <= len(prompt) else prompt
+        lines += [_message(one) for one in fresh]
+        lines += _answer(call)
+    action = step.action
+    if action is not None:
+        said = {"parameters": action.parameters, "result": action.result, "error": action.error}
+        told = {key: value for key, value in said.items() if value not in (None, {}, "")}
+        results = [
+            Line("tool", _text(one.result if one.error is None else one.error), "result") for one in action.calls
+        ]
+        outcome = "" if action.success is None else (" (succeeded)" if action.success else " (failed)")
+        lines.append(Line("action", _pretty(told) if told else "", f"{action.action_type}{outcome}"))
+        lines += results
+    return lines
+
+
+def _answer(call: LlmCallPayload) -> list[Line]:
+    tokens = f", {call.completion_tokens} tokens" if call.completion_tokens else ""
+    latency = f", {call.latency_ms:.0f} ms" if call.latency_ms is not None else ""
+    temperature = f", T={call.temperature:g}" if call.temperature is not None else ""
+    note = f"{call.model_version or call.model or 'model not named'}{temperature}{tokens}{latency}"
+    lines = []
+    if call.reasoning:
+        lines.append(Line("reasoning", call.reasoning, note))
+    answer = transcripts.answer_of(call)
+    text = transcripts.text_of(answer) if answer else ""
+    if text or not call.tool_calls:
+        lines.append(Line("assistant", text, note, is_context=call.trainable is False))
+    called = answer.get("tool_calls") if answer else None
+    lines += [_tool_call(one, note) for one in called] if isinstance(called, list) else []
+    if call.error is not None:
+        lines.append(Line("error", _text(call.error), note))
+    return lines
+
+
+def _tool_call(one: object, note: str) -> Line:
+    function = one.get("function") if isinstance(one, dict) else None
+    if not isinstance(function, dict):
+        return Line("call", _pretty(one), note)
+    arguments = function.get("arguments")
+    try:
+        told = _pretty(json.loads(arguments)) if isinstance(arguments, str) else _pretty(arguments)
+    except ValueError:
+        told = str(arguments)
+    return Line("call", told, f"calls {function.get('name')}")
+
+
+def _message(message: Message) -> Line:
+    role = str(message.get("role") or "message")
+    text = transcripts.text_of(message)
+    if not text and message.get("tool_calls"):
+        text = _pretty(message["tool_calls"])
+    return Line(role, text, str(message.get("name") or ""), is_context=role == "assistant")
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else _pretty(value)
+
+
+def _pretty(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _exclude(row: Trajectory, by: Actor, form: QueryDict) -> str:
+    return _mark(row, by, form.get("reason", ""), excluded=True)
+
+
+def _include(row: Trajectory, by: Actor, form: QueryDict) -> str:
+    return _mark(row, by, form.get("reason", ""), excluded=False)
+
+
+def _mark(row: Trajectory, by: Actor, reason: str, *, excluded: bool) -> str:
+    """Keep one attempt out of (or let it back into) groups' baselines, batches and counts."""
+
+    with transaction.atomic():
+        changed = Trajectory.objects.filter(pk=row.pk, is_excluded=not excluded).update(is_excluded=excluded)
+        if not changed:
+            raise Refused(f"{row} is {'excluded' if excluded else 'included'} already. Reload the page.")
+        names = ("included", "excluded") if excluded else ("excluded", "included")
+        history.record(row, *names, project=row.project, by=by, reason=reason, field="is_excluded")
+        indexing.touch(row.project, [row.group_id])
+    return f"{row} is {'excluded' if excluded else 'included again'}."
+
+
+def _archive(row: Trajectory, by: Actor, form: QueryDict) -> str:
+    archive.archive(row, by=by, reason=form.get("reason", ""))
+    return f"The payload of {row} is in the archive; this page opens it on demand."
+
+
+def _restore(row: Trajectory, by: Actor, form: QueryDict) -> str:
+    archive.restore(row, by=by, reason=form.get("reason", ""))
+    return f"{row} is back from the archive."
+
+
+class RewardFilter(admin.SimpleListFilter):
+    title = "reward"
+    parameter_name = "reward_is"
+    CHOICES: ClassVar[dict[str, tuple[str, dict[str, float | bool]]]] = {
+        "unknown": ("unknown", {"reward__isnull": True}),
+        "negative": ("below 0", {"reward__lt": 0}),
+        "zero": ("0", {"reward": 0}),
+        "part": ("between 0 and 1", {"reward__gt": 0, "reward__lt": 1}),
+        "one": ("1 and above", {"reward__gte": 1}),
+    }
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        return [(key, label) for key, (label, _) in self.CHOICES.items()]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Trajectory]) -> QuerySet[Trajectory]:
+        chosen = self.CHOICES.get(self.value() or "")
+        return queryset.filter(**chosen[1]) if chosen else queryset
+
+
+class MyProjectsFilter(admin.SimpleListFilter):
+    """Offered when there is a choice; from the user's own projects, never by DISTINCT over a big table."""
+
+    title = "project"
+    parameter_name = "project"
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        return [(str(one.pk), one.slug) for one in rights.projects(request.user)[:100]]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Trajectory]) -> QuerySet[Trajectory]:
+        value = self.value()
+        return queryset.filter(project=int(value)) if value and value.isdigit() else queryset
+
+
+@admin.register(Trajectory)
+class TrajectoryAdmin(ProjectAdmin[Trajectory]):
+    list_display = (
+        "trajectory_id",
+        "agent",
+        "scenario",
+        "reward_shown",
+        "final_status",
+        "n_steps",
+        "behaviour",
+        "fidelity",
+        "quality_shown",
+        "received_at",
+    )
+    list_select_related = ("agent", "scenario")
+    list_filter = (
+        MyProjectsFilter,
+        "final_status",
+        RewardFilter,
+        "fidelity",
+        "origin",
+        "is_evaluation",
+        "is_excluded",
+        "state",
+    )
+    search_fields = ("trajectory_id__startswith", "scenario__scenario_id__startswith")
+    search_help_text = "the beginning of a trajectory id or a scenario id"
+    ordering = ("-id",)
+    payload_columns = ("metrics", "findings", "reward_components", "content_hash", "twin_hash")
+    actions = ("exclude_chosen", "include_chosen", "archive_chosen", "restore_chosen")
+    verbs = (
+        Verb(
+            "exclude",
+            "Exclude",
+            Role.RESEARCHER,
+            _exclude,
+            when=lambda row: not row.is_excluded,
+            warning="It leaves its group's baseline and every later batch. Batches that are frozen keep it.",
+        ),
+        Verb("include", "Include again", Role.RESEARCHER, _include, when=lambda row: row.is_excluded),
+        Verb(
+            "archive",
+            "Archive",
+            Role.OPERATOR,
+            _archive,
+            when=lambda row: row.archived_at is None,
+            needs_reason=False,
+            warning="The payload moves to the archive storage; the row and this page stay.",
+        ),
+        Verb(
+            "restore",
+            "Restore from archive",
+            Role.OPERATOR,
+            _restore,
+            when=lambda row: row.archived_at is not None,
+            needs_reason=False,
+        ),
+    )
+
+    @admin.display(description="reward", ordering="reward")
+    def reward_shown(self, row: Trajectory) -> str:
+        return "unknown" if row.reward is None else f"{row.reward:g}"
+
+    @admin.display(description="quality", ordering="quality")
+    def quality_shown(self, row: Trajectory) -> str:
+        return f"{row.quality:.0%}"
+
+    def page(self, request: HttpRequest, row: Trajectory) -> TrajectoryPage:
+        start = request.GET.get("step", "0")
+        return trajectory_page(row, int(start) if start.isascii() and start.isdigit() and len(start) < 10 else 0)
+
+    @admin.action(description="Exclude from groups and batches", permissions=["researcher"])
+    def exclude_chosen(self, request: HttpRequest, chosen: QuerySet[Trajectory]) -> HttpResponse | None:
+        return self._with_reason(request, chosen, "exclude_chosen", "Exclude", excluded=True)
+
+    @admin.action(description="Include again", permissions=["researcher"])
+    def include_chosen(self, request: HttpRequest, chosen: QuerySet[Trajectory]) -> HttpResponse | None:
+        return self._with_reason(request, chosen, "include_chosen", "Include again", excluded=False)
+
+    def _with_reason(
+        self, request: HttpRequest, chosen: QuerySet[Trajectory], action: str, title: str, *, excluded: bool
+    ) -> HttpResponse | None:
+        reason = self.ask_reason(request, chosen, action=action, title=title)
+        if not isinstance(reason, str):
+            return reason
+        done = "{n} trajectories are excluded." if excluded else "{n} trajectories are included again."
+        self.each(request, chosen, Role.RESEARCHER, lambda row, by: _mark(row, by, reason, excluded=excluded), done)
+        return None
+
+    @admin.action(description="Move payloads to the archive", permissions=["operator"])
+    def archive_chosen(self, request: HttpRequest, chosen: QuerySet[Trajectory]) -> HttpResponse | None:
+        reason = self.ask_reason(request, chosen, action="archive_chosen", title="Archive", needed=False)
+        if not isinstance(reason, str):
+            return reason
+        self.each(
+            request,
+            chosen,
+            Role.OPERATOR,
+            lambda row, by: archive.archive(row, by=by, reason=reason),
+            "{n} trajectories are in the archive.",
+        )
+        return None
+
+    @admin.action(description="Restore payloads from the archive", permissions=["operator"])
+    def restore_chosen(self, request: HttpRequest, chosen: QuerySet[Trajectory]) -> None:
+        self.each(
+            request,
+            chosen,
+            Role.OPERATOR,
+            lambda row, by: archive.restore(row, by=by),
+            "{n} trajectories are back from the archive.",
+        )
+
+
+# --- projects, people, keys ----------------------------------------------------------------------------------------
+
+
+@admin.register(Project)
+class ProjectItselfAdmin(ProjectAdmin[Project]):
+    list_display = ("slug", "name", "held_out_share", "reward_aggregation", "created_at")
+    search_fields = ("slug", "name")
+    change_role = Role.OPERATOR
+    readonly_fields = ("slug", "created_at")
+    fields = (
+        "slug",
+        "name",
+        "description",
+        "held_out_share",
+        "reward_aggregation",
+        "redaction_rules",
+        "group_idle_minutes",
+        "open_timeout_minutes",
+        "created_at",
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Project]:
+        return rights.projects(request.user)
+
+    def project_of(self, row: Project) -> Project:
+        return row
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return bool(getattr(request.user, "is_superuser", False))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Project | None = None) -> tuple[str, ...]:
+        return ("created_at",) if obj is None else ("slug", "created_at")
+
+
+@admin.register(Membership)
+class MembershipAdmin(ProjectAdmin[Membership]):
+    list_display = ("user", "role", "project", "created_at")
+    list_filter = (MyProjectsFilter, "role")
+    list_select_related = ("user", "project")
+    search_fields = ("user__username",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return bool(getattr(request.user, "is_superuser", False))
+
+    def has_change_permission(self, request: HttpRequest, obj: Membership | None = None) -> bool:
+        return bool(getattr(request.user, "is_superuser", False))
+
+    def has_delete_permission(self, request: HttpRequest, obj: Membership | None = None) -> bool:
+        return bool(getattr(request.user, "is_superuser", False))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Membership | None = None) -> tuple[str, ...]:
+        return ("created_at",)
+
+
+def _revoke(row: ApiKey, by: Actor, form: QueryDict) -> str:
+    if not ApiKey.objects.filter(pk=row.pk, revoked_at=None).update(revoked_at=timezone.now()):
+        raise Refused(f"{row} is revoked already.")
+    return f"{row} is revoked: from now on it opens nothing."
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(ProjectAdmin[ApiKey]):
+    list_display = ("name", "prefix", "project", "scopes", "owner", "expires_at", "last_used_at", "revoked_at")
+    list_filter = (MyProjectsFilter,)
+    list_select_related = ("project", "owner")
+    search_fields = ("name", "prefix")
+    add_role = Role.OPERATOR
+    fields = ("project", "name", "scopes", "expires_at")
+    verbs = (
+        Verb(
+            "revoke",
+            "Revoke",
+            Role.OPERATOR,
+            _revoke,
+            when=lambda row: row.revoked_at is None,
+            needs_reason=False,
+            warning="Whatever uses this key is refused from now on. This cannot be undone; make a new key instead.",
+        ),
+    )
+
+    def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
+        if obj is None:
+            return self.fields
+        return (
+            "project",
+            "name",
+            "prefix",
+            "scopes",
+            "owner",
+            "created_at",
+            "expires_at",
+            "revoked_at",
+            "last_used_at",
+        )
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
+        return () if obj is None else tuple(self.get_fields(request, obj))
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: object, change: bool) -> None:
+        by = Actor.of(request)
+        if not rights.may(request.user, obj.project, Role.OPERATOR):
+            raise Refused(f"{by.name} is no operator of {obj.project}.")
+        made, key = auth.make_key(obj.project, obj.name, obj.scopes, owner=by.user, expires_at=obj.expires_at)
+        obj.pk, obj.prefix, obj.key_hash, obj.owner = made.pk, made.prefix, made.key_hash, made.owner
+        self.message_user(request, f"The key, shown this once: {key}", messages.WARNING)
+
+
+@admin.register(Agent)
+class AgentAdmin(ProjectAdmin[Agent]):
+    list_display = ("agent_id", "name", "project", "is_active", "created_at")
+    list_filter = (MyProjectsFilter, "is_active")
+    list_select_related = ("project",)
+    search_fields = ("agent_id__startswith", "name")
+    change_role = Role.OPERATOR
+    fields = ("project", "agent_id", "name", "user", "is_active", "created_at")
+    readonly_fields = ("project", "agent_id", "created_at")
+    autocomplete_fields = ("user",)
+
+
+@admin.register(Scenario)
+class ScenarioAdmin(ProjectAdmin[Scenario]):
+    list_display = ("scenario_id", "split", "project", "created_at")
+    list_filter = (MyProjectsFilter, "split")
+    list_select_related = ("project",)
+    search_fields = ("scenario_id__startswith",)
+    payload_columns = ("description", "metadata")
+
+
+@admin.register(LlmCallLog)
+class LlmCallAdmin(ProjectAdmin[LlmCallLog]):
+    project_path = "trajectory__project"
+    list_display = (
+        "trajectory",
+        "position",
+        "model",
+        "model_version",
+        "origin",
+        "is_trainable",
+        "completion_tokens",
+        "latency_ms",
+        "finish_reason",
+    )
+    list_filter = ("origin", "is_trainable", "has_error")
+    list_select_related = ("trajectory", "trajectory__project")
+    search_fields = ("trajectory__trajectory_id__startswith",)
+    ordering = ("-id",)
+
+
+@admin.register(RewardChange)
+class RewardChangeAdmin(ProjectAdmin[RewardChange]):
+    list_display = ("created_at", "trajectory", "waiting_for", "was", "reward", "source", "by_name")
+    list_filter = (MyProjectsFilter,)
+    list_select_related = ("trajectory",)
+    search_fields = ("trajectory__trajectory_id__startswith", "waiting_for__startswith")
+
+
+@admin.register(StateChange)
+class StateChangeAdmin(ProjectAdmin[StateChange]):
+    list_display = ("created_at", "kind", "object_id", "field", "was", "to", "by_name", "reason")
+    list_filter = (MyProjectsFilter, "field")
+    search_fields = ("by_name", "kind")
+
+
+@admin.register(Tombstone)
+class TombstoneAdmin(ProjectAdmin[Tombstone]):
+    list_display = ("trajectory_id", "project", "by_name", "reason", "created_at")
+    list_filter = (MyProjectsFilter,)
+    list_select_related = ("project",)
+    search_fields = ("trajectory_id__startswith",)
+    payload_columns = ("content_hash",)
+
+
+@admin.register(SharedText)
+class SharedTextAdmin(ProjectAdmin[SharedText]):
+    list_display = ("id", "kind", "raw_size", "project", "created_at")
+    list_filter = (MyProjectsFilter, "kind")
+    list_select_related = ("project",)
+    payload_columns = ("data", "text_hash")
+    fields = ("project", "kind", "codec", "raw_size", "created_at")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: SharedText | None = None) -> tuple[str, ...]:
+        return ("project", "kind", "codec", "raw_size", "created_at")

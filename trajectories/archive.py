@@ -1,0 +1,69 @@
+"""Archive and restore: a payload moves to the archive storage, its row and page stay and open it on demand.
+
+The storage is `STORAGES["archive"]`: a folder, or S3 by django-storages. The object is written before the row lets go
+of its bytes, and deleted only after the row has them back, so a kill in between leaves a copy too many, never one too
+few. An archived segment is self-contained but for texts that many trajectories share.
+"""
+
+from django.core.files.base import ContentFile
+from django.core.files.storage import storages
+from django.db import transaction
+from django.utils import timezone
+
+from trajectories import history
+from trajectories.errors import Refused
+from trajectories.history import SYSTEM, Actor
+from trajectories.models import State, Trajectory, TrajectorySegment
+
+
+def archive(trajectory: Trajectory, *, by: Actor = SYSTEM, reason: str = "") -> None:
+    """Move the payload out of the database.
+
+    Raises:
+        Refused: it is open, or archived already.
+    """
+    if trajectory.state == State.OPEN:
+        raise Refused(f"{trajectory} is still running. Archive it when it has ended.")
+    storage = storages["archive"]
+    with transaction.atomic():
+        row = Trajectory.objects.select_for_update(no_key=True, of=("self",)).get(pk=trajectory.pk)
+        if row.archived_at is not None:
+            raise Refused(f"{trajectory} is in the archive already.")
+        for segment in TrajectorySegment.objects.filter(trajectory=row, data__isnull=False):
+            assert segment.data is not None
+            name = storage.save(f"{row.project_id}/{row.pk}/{segment.seq}.zst", ContentFile(bytes(segment.data)))
+            TrajectorySegment.objects.filter(pk=segment.pk).update(data=None, location=name)
+        Trajectory.objects.filter(pk=row.pk).update(archived_at=timezone.now())
+        history.record(row, "stored", "archived", project=row.project, by=by, reason=reason, field="archived_at")
+    trajectory.refresh_from_db()
+
+
+def restore(trajectory: Trajectory, *, by: Actor = SYSTEM, reason: str = "") -> None:
+    """Bring the payload back into the database.
+
+    Raises:
+        Refused: it is not archived; or its object is not where it was put.
+    """
+    storage = storages["archive"]
+    names = []
+    with transaction.atomic():
+        row = Trajectory.objects.select_for_update(no_key=True, of=("self",)).get(pk=trajectory.pk)
+        if row.archived_at is None:
+            raise Refused(f"{trajectory} is not in the archive.")
+        for segment in TrajectorySegment.objects.filter(trajectory=row, data__isnull=True):
+            try:
+                with storage.open(segment.location) as file:
+                    data = file.read()
+            except OSError as exc:
+                raise Refused(f"{segment.location} is not in the archive storage: {exc}") from exc
+            names.append(segment.location)
+            TrajectorySegment.objects.filter(pk=segment.pk).update(data=data, location="")
+        Trajectory.objects.filter(pk=row.pk).update(archived_at=None)
+        history.record(row, "archived", "stored", project=row.project, by=by, reason=reason, field="archived_at")
+        transaction.on_commit(lambda: _delete(names), robust=True)
+    trajectory.refresh_from_db()
+
+
+def _delete(names: list[str]) -> None:
+    for name in names:
+        storages["archive"].delete(name)

@@ -1,0 +1,281 @@
+"""The admin class every noun of a project uses: its rows, its choices and its rights are the user's projects' alone.
+
+Django's own model permissions are not asked: what somebody may do follows from their role in the row's project
+(rights.py). Another project's id is a 404, as if it were not there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from django.contrib import messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import ModelAdmin
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
+from django.db import connection, models
+from django.db.models import QuerySet
+from django.forms import ModelChoiceField
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.functional import cached_property
+
+from trajectories import history, rights
+from trajectories.errors import Problem
+from trajectories.history import Actor
+from trajectories.models import Project, Role
+
+Row = TypeVar("Row", bound=models.Model)
+
+
+def always(row: object) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One more field of a verb's page, beside the reason."""
+
+    name: str
+    label: str
+    kind: str = "text"  # of the input: text, number, checkbox
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class Verb(Generic[Row]):
+    """Something a person may do to one row, on a page of its own that asks for the reason and a second look."""
+
+    name: str  # in the URL
+    label: str
+    role: str
+    act: Callable[[Row, Actor, QueryDict], str]  # does it, returns what to tell; raises Problem
+    when: Callable[[Row], bool] = always  # offered then
+    needs_reason: bool = True
+    warning: str = ""
+    asks: Sequence[Ask] = ()
+
+
+COUNT_UP_TO = 10_000  # above this a list says "about": counting a big table costs more than showing its page
+
+
+class GuessingPaginator(Paginator):  # type: ignore[type-arg]  # generic in the stubs alone
+    """Counts exactly up to a limit, else says that there are more."""
+
+    @cached_property
+    def count(self) -> int:
+        rows = self.object_list
+        if not isinstance(rows, QuerySet):
+            return len(rows)
+        return rows.order_by()[: COUNT_UP_TO + 1].count()
+
+
+class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
+    """Scoped querysets, choices and 404; roles instead of model permissions; no deleting; cheap lists."""
+
+    project_path: ClassVar[str] = "project"  # from a row to its project, as a lookup
+    add_role: ClassVar[str | None] = None  # None: nobody adds one by hand
+    change_role: ClassVar[str | None] = None  # None: nobody edits one by hand
+    payload_columns: ClassVar[Sequence[str]] = ()  # never read by lists
+    verbs: Sequence[Verb[Row]] = ()
+
+    show_full_result_count = False
+    list_per_page = 50
+    list_max_show_all = 0
+    paginator = GuessingPaginator
+    actions_on_bottom = False
+
+    # --- rows ------------------------------------------------------------------------------------------------------
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Row]:
+        rows = super().get_queryset(request)
+        if not getattr(request.user, "is_superuser", False):
+            rows = rows.filter(**{f"{self.project_path}__in": rights.projects(request.user)})
+        return rows.defer(*self.payload_columns)  # a page that shows one asks for it
+
+    def project_of(self, row: Row) -> Project:
+        value: object = row
+        for name in self.project_path.split("__"):
+            value = getattr(value, name)
+        assert isinstance(value, Project)
+        return value
+
+    def formfield_for_foreignkey(
+        self, db_field: "models.ForeignKey[models.Model, models.Model]", request: HttpRequest, **kwargs: object
+    ) -> "ModelChoiceField[models.Model] | None":
+        """Choices from the user's projects alone."""
+        related = db_field.remote_field.model
+        user = request.user
+        if isinstance(related, type) and issubclass(related, Project):
+            role = self.add_role or self.change_role or Role.READER
+            kwargs["queryset"] = rights.projects(user, role)
+        elif isinstance(related, type) and any(one.name == "project" for one in related._meta.fields):
+            kwargs["queryset"] = related._default_manager.filter(project__in=rights.projects(user))
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+    # --- rights ----------------------------------------------------------------------------------------------------
+
+    def _may(self, request: HttpRequest, role: str | None, row: Row | None) -> bool:
+        if role is None:
+            return False
+        if row is not None:
+            return rights.may(request.user, self.project_of(row), role)
+        return rights.projects(request.user, role).exists()
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return rights.projects(request.user).exists() or bool(getattr(request.user, "is_superuser", False))
+
+    def has_view_permission(self, request: HttpRequest, obj: Row | None = None) -> bool:
+        if obj is None:
+            return self.has_module_permission(request)
+        return self._may(request, Role.READER, obj)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, self.add_role, None)
+
+    def has_change_permission(self, request: HttpRequest, obj: Row | None = None) -> bool:
+        return self._may(request, self.change_role, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Row | None = None) -> bool:
+        return False
+
+    def has_researcher_permission(self, request: HttpRequest) -> bool:
+        """For actions: some project where the user is researcher; each row is asked about again."""
+        return self._may(request, Role.RESEARCHER, None)
+
+    def has_operator_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, Role.OPERATOR, None)
+
+    def has_approver_permission(self, request: HttpRequest) -> bool:
+        return self._may(request, Role.APPROVER, None)
+
+    # --- the page of one row -----------------------------------------------------------------------------------------
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Row | None = None) -> tuple[str, ...]:
+        if self.change_role is not None:
+            return tuple(super().get_readonly_fields(request, obj))
+        return tuple(field.name for field in self.model._meta.fields)
+
+    def page(self, request: HttpRequest, row: Row) -> object:
+        """The typed object that the row's template reads as `page`; None for the stock form."""
+        return None
+
+    def render_change_form(
+        self,
+        request: HttpRequest,
+        context: dict[str, object],
+        add: bool = False,
+        change: bool = False,
+        form_url: str = "",
+        obj: Row | None = None,
+    ) -> HttpResponse:
+        if obj is not None:
+            context["page"] = self.page(request, obj)
+            context["verbs"] = self.offered(request, obj)
+            context["changes"] = history.of(obj)[:50]
+            context["project"] = self.project_of(obj)
+        return super().render_change_form(request, context, add=add, change=change, form_url=form_url, obj=obj)
+
+    def offered(self, request: HttpRequest, row: Row) -> list[Verb[Row]]:
+        held = rights.roles(request.user, self.project_of(row))
+        return [verb for verb in self.verbs if verb.role in held and verb.when(row)]
+
+    def get_urls(self) -> list[URLPattern]:
+        name = f"{self.opts.app_label}_{self.opts.model_name}_do"
+        own = path("<path:object_id>/do/<slug:verb_name>/", self.admin_site.admin_view(self.do_view), name=name)
+        return [own, *super().get_urls()]
+
+    def do_view(self, request: HttpRequest, object_id: str, verb_name: str) -> HttpResponse:
+        """Ask for the reason, then do it."""
+        row = self.get_object(request, object_id)
+        verb = next((one for one in self.verbs if one.name == verb_name), None)
+        if row is None or verb is None:
+            raise Http404
+        if not rights.may(request.user, self.project_of(row), verb.role):
+            raise PermissionDenied(f"This takes the role {verb.role} in {self.project_of(row)}.")
+        back = reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_change", args=[row.pk])
+        if request.method == "POST":
+            if verb.needs_reason and not request.POST.get("reason", "").strip():
+                self.message_user(request, "Give a reason: it is kept with the change.", messages.ERROR)
+            else:
+                try:
+                    told = verb.act(row, Actor.of(request), request.POST)
+                except Problem as problem:
+                    self.message_user(request, str(problem), messages.ERROR)
+                else:
+                    self.message_user(request, told, messages.SUCCESS)
+                return HttpResponseRedirect(back)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": verb.label,
+            "opts": self.opts,
+            "row": row,
+            "verb": verb,
+            "back": back,
+        }
+        return TemplateResponse(request, "admin/do_verb.html", context)
+
+    # --- doing -----------------------------------------------------------------------------------------------------
+
+    def each(
+        self,
+        request: HttpRequest,
+        chosen: QuerySet[Row],
+        role: str,
+        act: Callable[[Row, Actor], object],
+        done: str,
+    ) -> None:
+        """Do one thing to each chosen row: those the user may not touch, and those that refuse, are told one by one.
+
+        Args:
+            done: a sentence with `{n}` for how many it was done to.
+        """
+        by = Actor.of(request)
+        n = 0
+        for row in chosen:
+            if not rights.may(request.user, self.project_of(row), role):
+                self.message_user(request, f"{row}: you are no {role} of {self.project_of(row)}.", messages.ERROR)
+                continue
+            try:
+                act(row, by)
+            except Problem as problem:
+                self.message_user(request, str(problem), messages.ERROR)
+            else:
+                n += 1
+        if n:
+            self.message_user(request, done.format(n=n), messages.SUCCESS)
+
+    def ask_reason(
+        self, request: HttpRequest, chosen: QuerySet[Row], *, action: str, title: str, needed: bool = True
+    ) -> str | HttpResponse:
+        """The reason that was given, or the page that asks for it and for a second look."""
+        if request.POST.get("confirmed"):
+            reason = request.POST.get("reason", "").strip()
+            if reason or not needed:
+                return reason
+            self.message_user(request, "Give a reason: it is kept with the change.", messages.ERROR)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": title,
+            "opts": self.model._meta,
+            "rows": list(chosen[:100]),
+            "action": action,
+            "needed": needed,
+            "selected": request.POST.getlist(ACTION_CHECKBOX_NAME),
+            "checkbox": ACTION_CHECKBOX_NAME,
+        }
+        return TemplateResponse(request, "admin/confirm_action.html", context)
+
+
+def estimated_rows(table: str) -> int:
+    """PostgreSQL's own guess of a table's size: free, and right to a few percent after a vacuum."""
+    with connection.cursor() as cursor:
+        cursor.execute("select greatest(reltuples, 0)::bigint from pg_class where oid = %s::regclass", [table])
+        row = cursor.fetchone()
+    return int(row[0]) if row else 0
+
+
+def is_superuser(request: HttpRequest) -> bool:
+    return isinstance(request.user, User) and request.user.is_superuser
