@@ -2,10 +2,20 @@
 
 from training.demo import Recipe
 
+# Small passes stay in a core's cache: a quarter faster than one of 16,384 tokens.
+SMALL: dict[str, object] = {"max_tokens_per_batch": 2048, "share_prefix_tokens": 400}
+
 RECIPES: dict[str, Recipe] = {
     "tiny": Recipe(
         base_model="tiny",
-        warm={"epochs": 3, "learning_rate": 3e-3, "lora_rank": 16, "lora_alpha": 32, "trajectories_per_step": 64},
+        warm={
+            "epochs": 3,
+            "learning_rate": 3e-3,
+            "lora_rank": 16,
+            "lora_alpha": 32,
+            "trajectories_per_step": 64,
+            **SMALL,
+        },
         # PPO's clip, not CISPO's: with 2,000 frozen runs of a model this small CISPO drifts and does not learn.
         grpo={
             "loss": "ppo",
@@ -15,8 +25,9 @@ RECIPES: dict[str, Recipe] = {
             "learning_rate": 1e-3,
             "trajectories_per_step": 256,
             "max_drift": 0.2,
+            **SMALL,
         },
-        ceiling={"epochs": 6, "learning_rate": 3e-3, "trajectories_per_step": 64},
+        ceiling={"epochs": 6, "learning_rate": 3e-3, "trajectories_per_step": 64, **SMALL},
     ),
     "smollm2": Recipe(
         base_model="smollm2",
