@@ -9,6 +9,7 @@ by the task that a trigger nudges, by the watch over runs, by the sweep.
 
 import logging
 import random
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from trajectories.models import Group, Project
 
 logger = logging.getLogger(__name__)
 
+ANSWER_WITHIN = 10.0  # seconds that the sender of an adapter waits for its version
 FROM_OUTSIDE = "external"  # a model's origin: its adapter was sent by POST /api/v1/models/
 
 _STOPPED = frozenset({BatchStatus.FAILED, BatchStatus.CANCELLED})
@@ -377,6 +379,7 @@ def publish(batch: TrainingBatch) -> bool:
     except ServingUnavailable as exc:
         why = f"The model server does not answer, so the adapter waits: {exc}"
         TrainingBatch.objects.filter(pk=batch.pk, status=BatchStatus.UPLOADING).update(error=why)
+        batch.refresh_from_db()
         logger.warning("batch %s: %s", batch.pk, why)
         return False
     except ServingRefused as exc:
@@ -389,6 +392,7 @@ def publish(batch: TrainingBatch) -> bool:
         model_life.become_ready(
             model, adapter, summary=result, notes=" ".join(_notes(batch, result, note)), by=SYSTEM, reason=f"{batch}"
         )
+    runs.tidy(batch)
     return True
 
 
@@ -454,7 +458,13 @@ def accept_external(batch: TrainingBatch, folder: Path, *, by: Actor) -> Trained
         _end_run(batch, by=by, reason="an adapter was sent from outside")
         _move(batch, BatchStatus.UPLOADING, by=by, reason="an adapter was sent from outside")
         TrainedModel.objects.filter(pk=model.pk).update(origin=FROM_OUTSIDE, adapter_path=str(placed.path))
+    # The sweep may be at it in this very moment; the sender should hear what became of it all the same.
+    until = time.monotonic() + ANSWER_WITHIN
     tend(batch)
+    while batch.status == BatchStatus.UPLOADING and not batch.error and time.monotonic() < until:
+        time.sleep(0.1)
+        tend(batch)
+        batch.refresh_from_db()
     model.refresh_from_db()
     return model
 

@@ -12,6 +12,7 @@ fence, and whatever is read from it counts only `WHERE fence = …`.
 import itertools
 import logging
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -408,18 +409,16 @@ def _stop(folder: Path) -> None:
     shim.stop(folder)
 
 
-def live() -> list[TrainingRun]:
-    return list(TrainingRun.objects.filter(status__in=LIVE_RUN).select_related("batch__project").order_by("pk"))
+def tidy(batch: TrainingBatch) -> None:
+    """Remove what a completed batch's job folders need no more: an optimiser's state can be gigabytes.
 
-
-def without_live_run() -> list[TrainingBatch]:
-    """Batches in training that nobody trains: an attempt is due, or its end was not acted on."""
-    return list(
-        TrainingBatch.objects.filter(status=BatchStatus.TRAINING)
-        .exclude(pk__in=TrainingRun.objects.filter(status__in=LIVE_RUN).values("batch"))
-        .select_related("project")
-        .order_by("pk")
-    )
+    What tells how it went (job, metrics, logs, results) stays. The data can be made again from what is frozen, and the
+    adapter lies where the model servers read it.
+    """
+    for attempt in (Path(settings.JOBS_DIR) / str(batch.pk)).glob("*-*"):
+        for name in ("checkpoint", "adapter"):
+            shutil.rmtree(attempt / name, ignore_errors=True)
+        (attempt / "groups.jsonl").unlink(missing_ok=True)
 
 
 def _move(run: TrainingRun, to: RunStatus, *, by: Actor = SYSTEM, reason: str = "", **also: object) -> None:

@@ -111,6 +111,16 @@ def test_a_run_ends_in_one_ready_version_with_what_the_trainer_said(scripted: Sc
     assert adapters.inspect(Path(model.adapter_path)).sha256 == model.adapter_hash
 
 
+def test_of_a_completed_batch_what_tells_how_it_went_is_kept(scripted: Scripted) -> None:
+    batch = scripted()
+
+    tend_until(batch, BatchStatus.COMPLETED)
+
+    left = {path.name for path in Path(newest(batch).folder).iterdir()}
+    assert left >= {"job.json", "metrics.jsonl", "log.txt", "exit.json", "result.json"}
+    assert not left & {"checkpoint", "adapter", "groups.jsonl"}
+
+
 def test_every_step_is_kept_and_is_the_progress(scripted: Scripted) -> None:
     batch = scripted("--steps", "5", "--pause", "0.05")
 
@@ -143,8 +153,8 @@ def test_every_move_of_a_run_is_kept(scripted: Scripted) -> None:
 
 
 def test_the_trainer_gets_the_frozen_values(scripted: Scripted) -> None:
-    batch = scripted()
-    tend_until(batch, BatchStatus.COMPLETED)
+    batch = scripted("--end", "hang")
+    tend_until_run(batch, lambda run: run.step == 2)
 
     folder = Path(newest(batch).folder)
     (group,) = wire.read_groups((folder / "groups.jsonl").read_bytes())
@@ -184,11 +194,11 @@ def test_what_cannot_help_is_not_tried_again(scripted: Scripted, end: str, reaso
 def test_the_same_weights_as_the_parents_are_no_new_version(scripted: Scripted) -> None:
     batch = scripted()
     assert batch.parent is not None
-    tend_until_run(batch, lambda run: run.status == RunStatus.SUCCEEDED or run.step >= 4)
-    made = adapters.inspect(Path(newest(batch).folder) / "adapter")
+    run = runs.start(batch)
+    assert run is not None
+    eventually(lambda: shim.read_exit(Path(run.folder)))
+    made = adapters.inspect(Path(run.folder) / "adapter")
     TrainedModel.objects.filter(pk=batch.parent.pk).update(adapter_hash=made.sha256)
-    TrainingBatch.objects.filter(pk=batch.pk, status="completed").update(status=BatchStatus.UPLOADING)
-    TrainedModel.objects.filter(batch=batch).update(status=ModelStatus.TRAINING)
     batch = TrainingBatch.objects.get(pk=batch.pk)
 
     tend_until(batch, BatchStatus.FAILED)
