@@ -59,9 +59,11 @@ def test_cispo_keeps_a_bounded_gradient_outside_its_range() -> None:
 def test_ppo_stops_at_the_edge_of_its_range() -> None:
     # Ratio 2 with advantage 1: the minimum is 1.2, without gradient. With advantage -1 it is 2, with gradient 2.
     value, gradient = loss_of(logs(0.5), logs(0.25), 1.0, "ppo")
-    assert (value, gradient) == (pytest.approx(-1.2), pytest.approx([0.0]))
+    assert value == pytest.approx(-1.2)
+    assert gradient == pytest.approx([0.0])
     value, gradient = loss_of(logs(0.5), logs(0.25), -1.0, "ppo")
-    assert (value, gradient) == (pytest.approx(2.0), pytest.approx([2.0]))
+    assert value == pytest.approx(2.0)
+    assert gradient == pytest.approx([2.0])
 
 
 def test_ppo_inside_its_range_is_the_ratio_times_the_advantage() -> None:
@@ -184,4 +186,4 @@ def test_a_normaliser_of_zero_is_refused() -> None:
 def test_default_ranges_are_those_of_the_sources() -> None:
     assert ClipRange.of("cispo", None, None) == ClipRange(0.0, 5.0)
     assert ClipRange.of("ppo", None, None) == ClipRange(0.8, 1.2)
-    assert ClipRange.of("ppo", 0.1, 0.3) == ClipRange(pytest.approx(0.9), pytest.approx(1.3))
+    assert ClipRange.of("ppo", 0.1, 0.3) == ClipRange(0.9, 1.3)
