@@ -536,7 +536,7 @@ def roll_back(deployment: Deployment, *, by: Actor, reason: str = "") -> None:
         return
     if deployment.state != DeploymentState.ACTIVE:
         raise Refused(f"{deployment} is {deployment.get_state_display()}; only what serves can be rolled back.")
-    earlier = None if deployment.strategy == Strategy.GRADUAL else deployment.replaces
+    earlier = deployment.replaces if deployment.strategy == Strategy.IMMEDIATE else None
     if earlier is not None:
         try:
             reconcile.ensure((earlier,), deployment.project)

@@ -11,7 +11,7 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from tests.builders import bearer, make_evaluation, make_key, make_member, make_project, make_user
+from tests.builders import bearer, make_agent, make_evaluation, make_key, make_member, make_project, make_user
 from tests.training.candidates import candidate, evaluated
 from tests.training.model_server import FakeModelServer
 from training import deployments, model_life, routing, tasks
@@ -446,6 +446,21 @@ def test_a_larger_share_keeps_the_agents_and_everyone_ends_it(
     assert states == ["superseded", "superseded", "superseded", "active"]
     assert [one.slot for one in ServingInterval.objects.filter(ends_at=None)] == ["stable"]
     assert (status_of(first), status_of(everyone)) == (ModelStatus.RETIRED, ModelStatus.DEPLOYED)
+
+
+def test_a_test_serves_one_agent_and_ends_with_its_rollback(
+    project: Project, tmp_path: Path, approver: Actor, model_server: FakeModelServer
+) -> None:
+    first = rolled_out(project, tmp_path, "v1.0.0", approver)
+    tester, other = make_agent(project, "tester"), make_agent(project, "other")
+
+    trial = rolled_out(project, tmp_path, "v1.0.1", approver, strategy="test", audience="tester")
+    assert (routing.model_for(tester).version, routing.model_for(other).version) == ("v1.0.1", "v1.0.0")
+    assert routing.serving_now(project) == first.model
+
+    deployments.roll_back(trial, by=approver)
+    assert routing.model_for(tester).version == "v1.0.0"
+    assert (status_of(trial), status_of(first)) == (ModelStatus.RETIRED, ModelStatus.DEPLOYED)
 
 
 def test_a_version_waits_for_one_decision_at_a_time(project: Project, tmp_path: Path) -> None:
