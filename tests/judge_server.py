@@ -76,6 +76,15 @@ def saying(content: str) -> Behaviour:
     return lambda asked, judge: Reply(content=content)
 
 
+def saying_no(why: str) -> Behaviour:
+    return lambda asked, judge: Reply(status=400, body=json.dumps({"error": why}))
+
+
+def sending(body: str) -> Behaviour:
+    """This in place of a chat completion."""
+    return lambda asked, judge: Reply(body=body)
+
+
 def rubbish(asked: Asked, judge: "JudgeServer") -> Reply:
     return Reply(content="They are all very good, each in its own way.")
 

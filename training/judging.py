@@ -24,10 +24,10 @@ from django.utils import timezone
 
 from training import judge, mixing, policies, rules
 from training.models import JudgeCall, JudgeKind, RewardJudgment, TrainingPolicy
-from trajectories import history, segments, transcripts
+from trajectories import history, indexing, segments, transcripts
 from trajectories.errors import Refused
 from trajectories.history import SYSTEM, Actor
-from trajectories.models import FinalStatus, Group, GroupState, Judging, Project, Split, State, Trajectory
+from trajectories.models import ID_LENGTH, FinalStatus, Group, GroupState, Judging, Project, Split, State, Trajectory
 from trajectories.payloads import TrajectoryPayload
 
 logger = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ def _ask_llm(
                 kind=JudgeKind.LLM,
                 source=mixing.RULER,
                 rubric=policy.rubric,
-                model=settings.JUDGE_MODEL,
+                model=settings.JUDGE_MODEL[:ID_LENGTH],
                 attempt=attempt,
                 part=number,
                 parts=len(parts),
@@ -294,7 +294,7 @@ def _answered(
         _refuse_beyond_budget(call.project)
         call.save()
         try:
-            verdict = judge.ask(client, call.model, sent, len(part), temperature=TEMPERATURE)
+            verdict = judge.ask(client, settings.JUDGE_MODEL, sent, len(part), temperature=TEMPERATURE)
         except judge.JudgeFailed as failed:
             call.state, call.error_kind, call.error = JudgeCall.State.ERROR, failed.kind, str(failed)
             call.raw_answer, call.finished_at = failed.raw.replace("\0", ""), timezone.now()
@@ -424,7 +424,7 @@ def _judgment(
         reasoning=reasoning,
         strengths=strengths or [],
         weaknesses=weaknesses or [],
-        author=call.model or call.source,
+        author=(call.model or call.source)[:150],
     )
 
 
@@ -559,6 +559,40 @@ def review(trajectory: Trajectory, score: float, *, by: Actor, reason: str) -> R
         if trajectory.group is not None:
             recount(trajectory.group)
     return row
+
+
+def leave_out(trajectory: Trajectory, *, by: Actor, reason: str) -> None:
+    """Keep one attempt out of its group's baseline, of judging and of every batch to come.
+
+    Raises:
+        Refused: no reason, or it is left out already.
+    """
+    _set_excluded(trajectory, True, by=by, reason=reason)
+
+
+def take_back(trajectory: Trajectory, *, by: Actor, reason: str) -> None:
+    """Let an attempt that was left out count again.
+
+    Raises:
+        Refused: no reason, or it is not left out.
+    """
+    _set_excluded(trajectory, False, by=by, reason=reason)
+
+
+def _set_excluded(trajectory: Trajectory, excluded: bool, *, by: Actor, reason: str) -> None:
+    if not reason.strip():
+        raise Refused("Give a reason: it is kept with the change.")
+    words = ("included", "excluded")
+    with transaction.atomic():
+        moved = Trajectory.objects.filter(pk=trajectory.pk, is_excluded=not excluded).update(is_excluded=excluded)
+        if not moved:
+            raise Refused(f"{trajectory} is {words[excluded]} already.")
+        was, to = words[not excluded], words[excluded]
+        history.record(trajectory, was, to, project=trajectory.project, by=by, reason=reason, field="is_excluded")
+        indexing.touch(trajectory.project, [trajectory.group_id])
+        if trajectory.group is not None:
+            recount(trajectory.group)
+    trajectory.is_excluded = excluded
 
 
 def _check(score: float, reason: str) -> None:

@@ -288,6 +288,44 @@ def test_a_judge_that_refuses_is_not_asked_again_by_itself(
     assert "as I was told" in str(failed.value)
 
 
+@pytest.mark.parametrize("option", ["temperature", "response_format"])
+def test_what_a_judge_does_not_take_is_left_out(client: httpx.Client, server: JudgeServer, option: str) -> None:
+    """Reasoning models take no temperature, some servers no schema; the question still says which JSON is wanted."""
+
+    def picky(asked: judge_server.Asked, running: JudgeServer) -> judge_server.Reply:
+        return judge_server.Reply(status=400, body=json.dumps({"error": f"Unsupported parameter: '{option}'"}))
+
+    server.script = [picky]
+
+    verdict = ask(client, question())
+
+    assert [score.score for score in verdict.scores] == [1.0, 0.0, 0.6]
+    first, second = (asked.body for asked in server.asked)
+    assert set(first) - set(second) == {option}
+    assert '{"scores": [{"trajectory_id"' in server.asked[1].text
+
+
+def test_a_judge_that_goes_on_refusing_what_was_left_out_is_refused(client: httpx.Client, server: JudgeServer) -> None:
+    server.script = [judge_server.saying_no("no temperature, please") for _ in range(3)]
+
+    with pytest.raises(judge.JudgeRefused, match="no temperature"):
+        ask(client, question())
+
+    assert len(server.asked) == 2
+
+
+def test_tokens_that_cannot_be_are_not_believed(client: httpx.Client, server: JudgeServer) -> None:
+    message = {"choices": [{"message": {"content": judge_server.answer([0.1, 0.2, 0.3])}}]}
+    for usage in ({"prompt_tokens": -5, "completion_tokens": 10**12}, None):
+        body = json.dumps({**message, "usage": usage})
+        server.script = [judge_server.sending(body)]
+
+        verdict = ask(client, question())
+
+        counted = (verdict.prompt_tokens, verdict.completion_tokens)
+        assert counted == ((0, 2**30) if usage else (None, None))
+
+
 def test_a_slow_judge_is_given_up(server: JudgeServer) -> None:
     server.script = [judge_server.slow]
 
@@ -332,7 +370,7 @@ def test_a_judge_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("body", ["<html>proxy</html>", '{"detail": "hello"}', "[]"])
 def test_what_is_no_chat_endpoint_is_named(client: httpx.Client, server: JudgeServer, body: str) -> None:
-    server.script = [lambda asked, running: judge_server.Reply(body=body)]
+    server.script = [judge_server.sending(body)]
 
     with pytest.raises(judge.JudgeUnavailable, match="no chat endpoint"):
         ask(client, question())

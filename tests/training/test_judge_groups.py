@@ -12,7 +12,7 @@ from pytest_django import Settings
 
 from tests import builders, judge_server
 from tests.judge_server import JudgeServer
-from training import judge, judging, policies
+from training import automation, judge, judging, policies
 from training.models import JudgeCall, RewardJudgment
 from trajectories import formats, history, indexing, ingestion
 from trajectories.errors import Refused
@@ -186,14 +186,24 @@ def test_the_judge_compares_what_the_groups_counters_count(
     assert len(judging.members_of(group)) == fresh(group).n == 3
 
 
-def test_a_person_may_take_an_attempt_out_and_it_no_longer_counts(project: Project, server: JudgeServer) -> None:
+def test_a_person_may_leave_an_attempt_out_and_take_it_back(project: Project, server: JudgeServer) -> None:
     group = spoken_group(project)
     judging.judge_group(group)
+    best = Trajectory.objects.get(trajectory_id="rain-0")
 
-    Trajectory.objects.filter(trajectory_id="rain-0").update(is_excluded=True)
-    judging.recount(fresh(group))
+    judging.leave_out(best, by=ANNA, reason="a leaked headline")
+    indexing.drain(project)
+    assert (fresh(group).n, fresh(group).judged_n, fresh(group).judged_max) == (3, 3, 0.6)
+    with pytest.raises(Refused, match="excluded already"):
+        judging.leave_out(best, by=ANNA, reason="again")
 
-    assert (fresh(group).judged_n, fresh(group).judged_max) == (3, 0.6)
+    judging.take_back(best, by=ANNA, reason="it was not leaked")
+    indexing.drain(project)
+    assert (fresh(group).n, fresh(group).judged_n, fresh(group).judged_max) == (4, 4, 1.0)
+    assert [(change.to, change.by_name, change.reason) for change in history.of(best)] == [
+        ("included", "anna", "it was not leaked"),
+        ("excluded", "anna", "a leaked headline"),
+    ]
 
 
 def test_identical_attempts_cost_no_call_and_get_no_score(project: Project, server: JudgeServer) -> None:
@@ -286,6 +296,18 @@ def test_an_attempt_that_talks_to_the_judge_gains_nothing_by_it(project: Project
 
     assert scores(group) == {"rain-0": 1.0, "rain-1": 0.6, "rain-2": 0.3, "rain-3": 0.0}
     assert [len(asked.attempts) for asked in server.asked] == [4]
+
+
+def test_the_schedule_judges_where_the_policy_says_so(project: Project, server: JudgeServer) -> None:
+    by_hand = builders.make_project()
+    policy = policies.of(by_hand)
+    policy.auto_judge = False
+    policy.save()
+    groups = [spoken_group(one) for one in (project, by_hand)]
+
+    automation.judge_groups()
+
+    assert [fresh(group).judging for group in groups] == [Judging.JUDGED, Judging.PENDING]
 
 
 # --- asking again --------------------------------------------------------------------------------------------------
