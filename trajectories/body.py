@@ -91,7 +91,7 @@ def lines(
 def chunks(request: Request) -> Iterator[bytes]:
     """The body in unpacked pieces of bounded size, whatever it is packed from: a bomb unfolds a piece at a time."""
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-    source = cast(IO[bytes], request._request)  # of a file it has read(), which is all that is used
+    source = _source(request)
     try:
         if encoding in ("", "identity"):
             while part := source.read(CHUNK):
@@ -142,10 +142,22 @@ def drain(request: Request) -> None:
     left = limits.DRAIN_BYTES
     until = time.monotonic() + 20
     try:
-        while left > 0 and time.monotonic() < until and (part := request._request.read(CHUNK)):
+        source = _source(request)
+        while left > 0 and time.monotonic() < until and (part := source.read(CHUNK)):
             left -= len(part)
     except (UnreadablePostError, OSError):
         return
+
+
+def _source(request: Request) -> IO[bytes]:
+    """What has the body's read().
+
+    Django takes a body without Content-Length for empty; one sent in chunks has its end marked by the server itself.
+    """
+    meta = request._request.META
+    if meta.get("wsgi.input_terminated") and not meta.get("CONTENT_LENGTH"):
+        return cast(IO[bytes], meta["wsgi.input"])
+    return cast(IO[bytes], request._request)  # of a file it has read(), which is all that is used
 
 
 def _declared(request: Request) -> int | None:

@@ -18,6 +18,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from trajectories import history, origins, payloads, quality, redaction, rewards, scenarios, segments
+from trajectories.early_commit import committed_early
 from trajectories.errors import Conflict, Gone, Invalid, Problem, Unknown
 from trajectories.formats.incoming import Incoming, hashes
 from trajectories.models import (
@@ -397,7 +398,8 @@ def agents(project: Project, ids: set[str]) -> dict[str, int]:
         present = dict(rows.iterator())
         new = [one for one in missing if one not in present]
         if new:
-            Agent.objects.bulk_create((Agent(project=project, agent_id=one) for one in new), ignore_conflicts=True)
+            with committed_early():
+                Agent.objects.bulk_create((Agent(project=project, agent_id=one) for one in new), ignore_conflicts=True)
             present = dict(rows.iterator())
         found.update(present)
         if not connection.in_atomic_block:  # what is rolled back must not be remembered
@@ -412,19 +414,20 @@ def shared_texts(project: Project, wanted: Mapping[bytes, segments.Text]) -> dic
     found = {one: pk for one in wanted if (pk := _texts.get((project.pk, one))) is not None}
     missing = sorted(set(wanted) - set(found))
     if missing:
-        SharedText.objects.bulk_create(
-            (
-                SharedText(
-                    project=project,
-                    text_hash=one,
-                    kind=wanted[one].kind,
-                    raw_size=len(wanted[one].raw),
-                    data=segments.compress(wanted[one].raw),
-                )
-                for one in missing
-            ),
-            ignore_conflicts=True,
-        )
+        with committed_early():
+            SharedText.objects.bulk_create(
+                (
+                    SharedText(
+                        project=project,
+                        text_hash=one,
+                        kind=wanted[one].kind,
+                        raw_size=len(wanted[one].raw),
+                        data=segments.compress(wanted[one].raw),
+                    )
+                    for one in missing
+                ),
+                ignore_conflicts=True,
+            )
         rows = SharedText.objects.filter(project=project, text_hash__in=missing).values_list("text_hash", "pk")
         present = {bytes(text_hash): pk for text_hash, pk in rows}
         found.update(present)

@@ -7,6 +7,7 @@ import msgspec
 from django.db import connection, transaction
 
 from trajectories import history, payloads, redaction
+from trajectories.early_commit import committed_early
 from trajectories.errors import Invalid
 from trajectories.history import Actor
 from trajectories.models import Project, Scenario, Split
@@ -44,7 +45,9 @@ def ensure(project: Project, wanted: Mapping[str, ScenarioPayload | None]) -> di
             found[scenario_id] = seen
     missing = {key: value for key, value in wanted.items() if key not in found}
     if missing:
-        found.update(_make(project, missing))
+        with committed_early():
+            made = _make(project, missing)
+        found.update(made)
         if not connection.in_atomic_block:  # what is rolled back must not be remembered
             if len(_seen) > 200_000:
                 _seen.clear()

@@ -279,3 +279,19 @@ def test_nobody_gets_in_without_the_right_key(client: Client, project: Project, 
     assert post(client, reader, recordings.native("x"))[0] == 403
     assert client.get(f"{URL}mine/", headers=other).status_code == 404
     assert client.get(URL, headers=other).json()["results"] == []
+
+
+def test_a_body_sent_in_chunks_is_read_to_its_end(client: Client, headers: dict[str, str]) -> None:
+    raw = json.dumps(recordings.native("run-1")).encode()
+
+    # As gunicorn hands over `Transfer-Encoding: chunked`: no length, an input that ends by itself.
+    response = client.post(
+        URL,
+        raw,
+        content_type="application/json",
+        headers=headers,
+        CONTENT_LENGTH="",
+        **{"wsgi.input_terminated": True},
+    )
+
+    assert response.status_code == 201
