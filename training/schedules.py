@@ -24,7 +24,7 @@ DEFAULTS = (
     Schedule("Tend batches", "training.tasks.tend_batches", 5, "Watch runs, publish, take up what was lost."),
     Schedule("Advance evaluations", "training.tasks.advance_evaluations", 10, "Finish those whose attempts are in."),
     Schedule("Roll out", "training.tasks.roll_out_waiting", 10, "Bring approved versions to their agents."),
-    Schedule("Reconcile model servers", "training.tasks.reconcile_servers", 30, "Load what should be there."),
+    Schedule("Reconcile model servers", "training.tasks.reconcile_servers", 10, "Load what should be there."),
 )
 
 
