@@ -87,6 +87,7 @@ class Courier:
         self._written_off = 0  # in memory when it was closed: counted as dropped
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._deadline = 0.0  # of closing, by the monotonic clock
         self._hurry = 0  # flushes that wait
         self._away = False  # the last request was not answered as hoped
         self._adopted_at: float | None = None
@@ -171,10 +172,14 @@ class Courier:
             if self._closing:
                 return
             self._closing = True
+            self._deadline = time.monotonic() + timeout
             thread = self._thread
+            waits = bool(self._waiting)
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
+        elif thread is None and waits:
+            self._run()
         with self._changed:
             in_memory = self._memory_items
             if in_memory:
@@ -194,8 +199,12 @@ class Courier:
 
     def _ensure_thread(self) -> None:
         if self._thread is None and not self._closing:
-            self._thread = threading.Thread(target=self._run, name="trainingsite-recorder", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="trainingsite-recorder", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the interpreter is ending and starts none: `close` sends by itself
+                return
+            self._thread = thread
 
     def _run(self) -> None:
         try:
@@ -338,8 +347,8 @@ class Courier:
         until = time.monotonic() + wait
         with self._changed:
             while (left := until - time.monotonic()) > 0:
-                if self._closing and not self._memory_items:
-                    return False  # all of it is safe on disk
+                if self._closing and (not self._memory_items or time.monotonic() >= self._deadline):
+                    return False  # all of it is safe on disk, or there is no time left
                 if (self._closing or self._hurry) and error.retry_after is None:
                     self._changed.wait_for(lambda: False, min(left, self._limits.first_wait))
                     break

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from pytest_django.live_server_helper import LiveServer
@@ -14,11 +15,14 @@ from recorder import AsyncClient, Client, Invalid, NotAllowed, NotFound, Recorde
 from tests.builders import make_batch, make_key, make_model, make_project, make_trajectory, make_version
 from tests.recorder.site import SOON
 from training.models import BatchStatus, JudgeKind, RewardJudgment
+from trajectories import segments, transcripts
 from trajectories.models import Project, Trajectory
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 ROOT = Path(__file__).resolve().parents[2]
+SYSTEM = "You trade one stock and answer BUY or SELL, nothing else."
+NEWS = "The headline says: profits are up by a third."
 
 
 @pytest.fixture
@@ -40,8 +44,8 @@ def recording(live_server: LiveServer, project: Project) -> Iterator[Recorder]:
 
 def play(recording: Recorder, reward: float | None, *, scenario: str = "day-1", model: str = "m") -> str:
     talk: list[dict[str, object]] = [
-        {"role": "system", "content": "You trade one stock and answer BUY or SELL, nothing else."},
-        {"role": "user", "content": "The headline says: profits are up by a third."},
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": NEWS},
     ]
     with recording.start_trajectory("trader", scenario_id=scenario, group_size=4) as trajectory:
         for turn in range(2):
@@ -67,6 +71,11 @@ def test_what_was_recorded_is_read_back_whole(recording: Recorder, client: Clien
     row = found["recorded"]
     assert (row["steps"], row["llm_calls"], row["fidelity"], row["origin"]) == (2, 2, "retokenised", "foreign")
     assert row["quality"] == 1.0
+    loaded = segments.load(Trajectory.objects.get(trajectory_id=trajectory_id))
+    assert [[message["content"] for message in prompt] for prompt in transcripts.prompts(loaded)] == [
+        [SYSTEM, NEWS],
+        [SYSTEM, NEWS, "BUY 0", "And now?"],  # the second call was sent as a reference to the first
+    ]
 
 
 def test_sending_everything_again_changes_nothing(live_server: LiveServer, project: Project, tmp_path: Path) -> None:
@@ -237,6 +246,32 @@ def test_an_own_version_is_recognised_by_the_name_it_is_served_under(
     assert recording.flush(20)
     row = client.trajectory(trajectory_id)["recorded"]
     assert (row["origin"], row["version"], row["trainable_calls"]) == ("own", "v1.0.0", 2)
+
+
+def test_a_completion_with_token_ids_is_recorded_exactly(recording: Recorder, client: Client, project: Project) -> None:
+    served = make_version(project, "v1.0.0").serving_name
+    request = {"model": served, "messages": [{"role": "user", "content": "Now?"}], "temperature": 1.0}
+    answer = {
+        "model": served,
+        "choices": [
+            {
+                "message": {"role": "assistant", "content": "BUY"},
+                "finish_reason": "stop",
+                "token_ids": [7, 2],
+                "logprobs": {"content": [{"token": "BUY", "logprob": -0.7}, {"token": "", "logprob": -0.1}]},
+            }
+        ],
+        "prompt_token_ids": [1, 5, 6],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    }
+    with recording.start_trajectory("trader", scenario_id="day-1") as trajectory:
+        with trajectory.start_step() as step:
+            step.log_completion(request, answer, logprobs_mode="processed", tokenizer="tiny")
+    assert recording.flush(20)
+    found = client.trajectory(trajectory.trajectory_id)
+    assert (found["recorded"]["fidelity"], found["recorded"]["trainable_calls"]) == ("exact", 1)
+    (call,) = cast(list[dict[str, object]], found["steps"][0]["llm_calls"])
+    assert (call["prompt_token_ids"], call["token_ids"], call["logprobs"]) == ([1, 5, 6], [7, 2], [-0.7, -0.1])
 
 
 def test_the_async_client_reads_the_same(live_server: LiveServer, project: Project) -> None:

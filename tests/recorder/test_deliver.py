@@ -221,6 +221,22 @@ def test_closing_waits_no_longer_than_told_and_says_what_was_lost(caplog: pytest
     site.gate.set()
 
 
+@pytest.mark.parametrize("answers", [0, 10_000])
+def test_where_no_thread_can_be_started_any_more_closing_sends_by_itself(
+    monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    def ending(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", ending)
+    site = Site(answers=[away] * answers)
+    recording = recorder(site)
+    play(recording, 2)
+    recording.close(0.2)
+    assert len(site.taken) == (0 if answers else 2)
+    assert recording.counts.dropped == (2 if answers else 0)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_child_sends_its_own_and_leaves_the_parents_to_the_parent() -> None:
