@@ -273,6 +273,23 @@ def test_a_fault_is_told_apart_from_a_refusal(cache: Path, tmp_path: Path, monke
     assert "No space left" in result.error
 
 
+def test_a_failed_try_leaves_nothing_behind_that_a_new_one_could_be_taken_for(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = put_job(tmp_path / "job", make_job(cache))
+    (folder / "result.json").write_text('{"job_id": "job", "fence": 3, "state": "failed", "mode": "grpo"}')
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(["--job", str(folder)])
+    assert read_result(folder) is None
+    finish(folder)
+
+
 def test_a_finished_job_is_not_done_again(cache: Path, tmp_path: Path) -> None:
     folder = put_job(tmp_path / "job", make_job(cache))
     finish(folder)
@@ -293,6 +310,7 @@ def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(cache: Path, tmp_
         loop.run(cut, job, stop=stop_after(asked))
     result = finish(cut)
     assert result.resumed_from_step == asked
+    assert all(line.loss is not None for line in read_progress(cut) if line.phase == "training" and line.step)
     assert same(whole, cut)
     assert [line.step for line in steps_of(cut)] == [1, 2, 3, 4, 5, 6]
     assert [line.loss for line in steps_of(cut)] == [line.loss for line in steps_of(whole)]

@@ -42,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         return jobs.EXIT_DONE
 
     first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        (folder / "result.json").unlink(missing_ok=True)  # of a failed try; it must not be taken for this one's
     job: jobs.Job | None = None
     try:
         job = jobs.read_job(folder)

@@ -417,7 +417,10 @@ def _train(
         last_good = {name: weight.to(policy.device) for name, weight in going_on.last_good.items()}
         last_drift, first, before = going_on.last_drift, going_on.step, going_on.seconds
     log.step = first
-    log.phase("training", f"{len(plan)} steps over {batch.trajectories} trajectories")
+    if first:  # under "training" this line would stand in for the measures of the step it goes on from
+        log.phase("encoding", f"going on after step {first}")
+    else:
+        log.phase("training", f"{len(plan)} steps over {batch.trajectories} trajectories")
     started = time.monotonic()
     paces: deque[float] = deque(maxlen=10)
 
