@@ -1,0 +1,696 @@
+"""Judging, training and serving, as researchers, operators and approvers see and do them."""
+
+from collections.abc import Callable
+
+from django.contrib import admin, messages
+from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
+from django.contrib.auth.models import Group as AuthGroup
+from django.contrib.auth.models import User
+from django.db.models import F, Max, QuerySet
+from django.forms import ModelForm, ValidationError
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+
+from training import batches, deployments, evaluation, judging, mixing, model_life, pages, policies, tasks
+from training.models import (
+    LIVE_BATCH,
+    BatchStatus,
+    Deployment,
+    DeploymentState,
+    Evaluation,
+    EvaluationState,
+    JudgeCall,
+    ModelStatus,
+    ReadinessSnapshot,
+    RewardJudgment,
+    Rubric,
+    ServingInterval,
+    TrainedModel,
+    TrainingBatch,
+    TrainingPolicy,
+    TrainingRun,
+)
+from trainingsite.celery import nudge
+from trajectories import group_life, rights
+from trajectories.admin import MyProjectsFilter
+from trajectories.errors import Problem, Refused
+from trajectories.history import Actor
+from trajectories.models import Group, GroupState, Judging, Role
+from trajectories.project_admin import Ask, ProjectAdmin, Verb
+
+
+def _reason(form: QueryDict) -> str:
+    return form.get("reason", "").strip()
+
+
+# --- groups --------------------------------------------------------------------------------------------------------
+
+
+def _judge_again(row: Group, by: Actor, form: QueryDict) -> str:
+    judging.judge_again(row, by=by, reason=_reason(form))
+    return f"{row} waits for its judges."
+
+
+def _exclude_group(row: Group, by: Actor, form: QueryDict) -> str:
+    group_life.exclude(row, by=by, reason=_reason(form))
+    return f"{row} is excluded from every later batch."
+
+
+def _hold_group(row: Group, by: Actor, form: QueryDict) -> str:
+    group_life.hold(row, by=by, reason=_reason(form))
+    return f"{row} is held: no batch takes it until somebody lets it in again."
+
+
+def _include_group(row: Group, by: Actor, form: QueryDict) -> str:
+    group_life.include(row, by=by, reason=_reason(form))
+    return f"{row} may be trained on again."
+
+
+@admin.register(Group)
+class GroupAdmin(ProjectAdmin[Group]):
+    list_display = (
+        "id",
+        "scenario",
+        "behaviour",
+        "cohort",
+        "n",
+        "mean_reward",
+        "spread",
+        "state",
+        "judging",
+        "is_evaluation",
+        "last_received_at",
+    )
+    list_display_links = ("id", "scenario")
+    list_select_related = ("scenario", "project")
+    list_filter = (MyProjectsFilter, "state", "judging", "is_evaluation")
+    search_fields = ("scenario__scenario_id__startswith", "behaviour__startswith")
+    search_help_text = "the beginning of a scenario id or a behaviour"
+    ordering = ("-id",)
+    actions = ("judge_chosen",)
+    verbs = (
+        Verb(
+            "judge-again",
+            "Judge again",
+            Role.RESEARCHER,
+            _judge_again,
+            when=lambda row: row.judging in (Judging.JUDGED, Judging.ERROR, Judging.EXCLUDED),
+        ),
+        Verb("exclude", "Exclude", Role.RESEARCHER, _exclude_group, when=lambda row: row.state == GroupState.CLOSED),
+        Verb("hold", "Hold", Role.RESEARCHER, _hold_group, when=lambda row: row.state == GroupState.CLOSED),
+        Verb(
+            "include",
+            "Let in again",
+            Role.RESEARCHER,
+            _include_group,
+            when=lambda row: row.state in (GroupState.EXCLUDED, GroupState.HELD),
+        ),
+    )
+
+    @admin.display(description="mean reward")
+    def mean_reward(self, row: Group) -> str:
+        return f"{row.reward_sum / row.reward_n:.3g}" if row.reward_n else "unknown"
+
+    @admin.display(description="spread")
+    def spread(self, row: Group) -> str:
+        found = row.reward_spread()
+        return "unknown" if found is None else f"{found:.3g}"
+
+    def page(self, request: HttpRequest, row: Group) -> pages.GroupPage:
+        return pages.group_page(row)
+
+    @admin.action(description="Judge again", permissions=["researcher"])
+    def judge_chosen(self, request: HttpRequest, chosen: QuerySet[Group]) -> HttpResponse | None:
+        reason = self.ask_reason(request, chosen, action="judge_chosen", title="Judge again")
+        if not isinstance(reason, str):
+            return reason
+        act: Callable[[Group, Actor], object] = lambda row, by: judging.judge_again(row, by=by, reason=reason)  # noqa: E731
+        self.each(request, chosen, Role.RESEARCHER, act, "{n} groups wait for their judges.")
+        nudge(tasks.judge_groups)
+        return None
+
+
+# --- judges --------------------------------------------------------------------------------------------------------
+
+
+@admin.register(JudgeCall)
+class JudgeCallAdmin(ProjectAdmin[JudgeCall]):
+    list_display = (
+        "id",
+        "group",
+        "source",
+        "model",
+        "state",
+        "error_kind",
+        "part",
+        "parts",
+        "completion_tokens",
+        "latency_ms",
+        "created_at",
+    )
+    list_filter = (MyProjectsFilter, "state", "kind")
+    list_select_related = ("group", "project")
+    search_fields = ("source", "model", "error_kind")
+    payload_columns = ("prompt", "raw_answer")
+
+
+def _override(row: RewardJudgment, by: Actor, form: QueryDict) -> str:
+    try:
+        score = float(form.get("score", ""))
+    except ValueError:
+        raise Refused("Give a score from 0 to 1.") from None
+    judging.override(row, score, by=by, reason=_reason(form))
+    return f"The score of {row.trajectory} is {score:g} now; what the judge said stays in its history."
+
+
+@admin.register(RewardJudgment)
+class RewardJudgmentAdmin(ProjectAdmin[RewardJudgment]):
+    list_display = ("id", "trajectory", "source", "score", "rank", "author", "is_current", "counts", "created_at")
+    list_filter = (MyProjectsFilter, "kind", "is_current", "counts")
+    list_select_related = ("trajectory", "project")
+    search_fields = ("trajectory__trajectory_id__startswith", "source__startswith")
+    payload_columns = ("reasoning", "strengths", "weaknesses")
+    verbs = (
+        Verb(
+            "override",
+            "Override the score",
+            Role.RESEARCHER,
+            _override,
+            when=lambda row: row.is_current and row.counts,
+            asks=(Ask("score", "Score, 0 to 1", "number"),),
+        ),
+    )
+
+
+@admin.register(Rubric)
+class RubricAdmin(ProjectAdmin[Rubric]):
+    """A rubric is never changed: saving another text makes its next version."""
+
+    list_display = ("name", "version", "project", "created_by", "created_at")
+    list_filter = (MyProjectsFilter,)
+    list_select_related = ("project",)
+    search_fields = ("name",)
+    add_role = Role.RESEARCHER
+    fields = ("project", "name", "text")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Rubric | None = None) -> tuple[str, ...]:
+        return () if obj is None else ("project", "name", "version", "text", "created_by", "created_at")
+
+    def save_model(self, request: HttpRequest, obj: Rubric, form: object, change: bool) -> None:
+        if not rights.may(request.user, obj.project, Role.RESEARCHER):
+            raise Http404
+        last = Rubric.objects.filter(project=obj.project, name=obj.name).aggregate(last=Max("version"))["last"]
+        obj.version = (last or 0) + 1
+        obj.created_by = Actor.of(request).name
+        obj.save()
+
+
+class PolicyForm(ModelForm[TrainingPolicy]):
+    """The policy as a person edits it: what cannot work together is refused here, with the way out."""
+
+    class Meta:
+        model = TrainingPolicy
+        fields = "__all__"  # the admin class shows its fieldsets alone
+
+    def clean_reward_mix(self) -> object:
+        mix = self.cleaned_data["reward_mix"]
+        wrong = mixing.what_is_wrong(mix)
+        if wrong:
+            raise ValidationError(wrong)
+        return mix
+
+    def clean_hyperparameters(self) -> object:
+        chosen = self.cleaned_data["hyperparameters"]
+        try:
+            policies.hyperparameters(chosen)
+        except Problem as problem:
+            raise ValidationError(str(problem)) from problem
+        return chosen
+
+
+@admin.register(TrainingPolicy)
+class TrainingPolicyAdmin(ProjectAdmin[TrainingPolicy]):
+    form = PolicyForm
+    list_display = (
+        "project",
+        "mode",
+        "base_model",
+        "auto_trigger",
+        "training_interval_hours",
+        "min_trajectories",
+        "min_scenario_groups",
+        "updated_at",
+    )
+    list_select_related = ("project",)
+    search_fields = ("project__slug",)
+    change_role = Role.OPERATOR
+    fieldsets = (
+        (
+            "When",
+            {
+                "fields": (
+                    "auto_trigger",
+                    "training_interval_hours",
+                    "min_trajectories",
+                    "min_group_size",
+                    "min_scenario_groups",
+                    "data_quality_threshold",
+                    "batch_limit",
+                )
+            },
+        ),
+        (
+            "What is learned",
+            {
+                "fields": (
+                    "mode",
+                    "base_model",
+                    "model_name_prefix",
+                    "max_policy_age",
+                    "max_drift",
+                    "truncated_runs",
+                    "hyperparameters",
+                )
+            },
+        ),
+        ("Rewards", {"fields": ("reward_mix", "auto_judge", "rubric", "rule_judges")}),
+        ("The gate", {"fields": ("gate_min_scenarios", "gate_min_gain", "gate_attempts", "evaluation_timeout_hours")}),
+        ("Serving", {"fields": ("serving_url",)}),
+    )
+
+
+@admin.register(ReadinessSnapshot)
+class ReadinessSnapshotAdmin(ProjectAdmin[ReadinessSnapshot]):
+    list_display = ("created_at", "project", "ready", "reason")
+    list_filter = (MyProjectsFilter, "ready")
+    list_select_related = ("project",)
+
+    @admin.display(description="reason")
+    def reason(self, row: ReadinessSnapshot) -> str:
+        return str(row.data.get("reason", "")) if isinstance(row.data, dict) else ""
+
+
+# --- batches and runs ----------------------------------------------------------------------------------------------
+
+
+def _cancel(row: TrainingBatch, by: Actor, form: QueryDict) -> str:
+    batches.cancel(row, by=by, reason=_reason(form))
+    return f"{row} is cancelled; its trajectories are free again."
+
+
+def _retry(row: TrainingBatch, by: Actor, form: QueryDict) -> str:
+    batches.retry(row, by=by, reason=_reason(form))
+    nudge(tasks.tend_batch, row.pk)
+    return f"{row} is tried again."
+
+
+def _archive_batch(row: TrainingBatch, by: Actor, form: QueryDict) -> str:
+    if (
+        not TrainingBatch.objects.filter(pk=row.pk, archived_at=None)
+        .exclude(status__in=LIVE_BATCH)
+        .update(archived_at=timezone.now())
+    ):
+        raise Refused(f"{row} is under way or in the archive already.")
+    return f"{row} is in the archive: out of the list, still in every lineage."
+
+
+def _restore_batch(row: TrainingBatch, by: Actor, form: QueryDict) -> str:
+    TrainingBatch.objects.filter(pk=row.pk).update(archived_at=None)
+    return f"{row} is back in the list."
+
+
+class ArchivedFilter(admin.SimpleListFilter):
+    title = "archive"
+    parameter_name = "archived"
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        return [("no", "not archived"), ("yes", "archived")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[TrainingBatch]) -> QuerySet[TrainingBatch]:
+        if self.value() is None:
+            return queryset
+        return queryset.filter(archived_at__isnull=self.value() != "yes")
+
+
+@admin.register(TrainingBatch)
+class TrainingBatchAdmin(ProjectAdmin[TrainingBatch]):
+    list_display = (
+        "id",
+        "project",
+        "status",
+        "mode",
+        "purpose",
+        "n_groups",
+        "n_trajectories",
+        "version",
+        "off_policy",
+        "created_at",
+        "completed_at",
+    )
+    list_select_related = ("project", "model")
+    list_filter = (MyProjectsFilter, "status", "mode", ArchivedFilter)
+    search_fields = ("batch_id__startswith", "purpose__startswith")
+    payload_columns = ("readiness", "hyperparameters", "reward_mix")
+    actions = ("archive_chosen", "restore_chosen")
+    verbs = (
+        Verb(
+            "cancel",
+            "Cancel",
+            Role.RESEARCHER,
+            _cancel,
+            when=lambda row: row.is_live(),
+            warning="Its trainer is stopped and its trajectories are free again. A cancelled batch cannot be resumed.",
+        ),
+        Verb(
+            "retry",
+            "Try again",
+            Role.RESEARCHER,
+            _retry,
+            when=lambda row: row.status == BatchStatus.FAILED,
+            needs_reason=False,
+        ),
+        Verb(
+            "archive",
+            "Archive",
+            Role.OPERATOR,
+            _archive_batch,
+            when=lambda row: row.archived_at is None and not row.is_live(),
+            needs_reason=False,
+        ),
+        Verb(
+            "restore",
+            "Restore",
+            Role.OPERATOR,
+            _restore_batch,
+            when=lambda row: row.archived_at is not None,
+            needs_reason=False,
+        ),
+    )
+
+    @admin.display(description="version")
+    def version(self, row: TrainingBatch) -> str:
+        try:
+            return row.model.version
+        except TrainedModel.DoesNotExist:
+            return ""
+
+    def page(self, request: HttpRequest, row: TrainingBatch) -> pages.BatchPage:
+        return pages.batch_page(row)
+
+    def get_urls(self) -> list[URLPattern]:
+        live = path("<int:pk>/live/", self.admin_site.admin_view(self.live), name="training_trainingbatch_live")
+        begin = path("start/", self.admin_site.admin_view(self.start), name="training_trainingbatch_start")
+        return [live, begin, *super().get_urls()]
+
+    def live(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The part of the page that changes while the batch is trained; htmx asks for it."""
+        row = self.get_object(request, str(pk))
+        if row is None:
+            raise Http404
+        context = {"original": row, "page": pages.batch_page(row)}
+        return TemplateResponse(request, "admin/training/trainingbatch/live.html", context)
+
+    def start(self, request: HttpRequest) -> HttpResponse:
+        """Start a batch: which project, by force or not; what is missing is said here."""
+        mine = rights.projects(request.user, Role.RESEARCHER)
+        if request.method == "POST":
+            project = mine.filter(pk=request.POST.get("project") or 0).first()
+            if project is None:
+                raise Http404
+            try:
+                wish = batches.Wish(force=bool(request.POST.get("force")), purpose=request.POST.get("purpose", "")[:40])
+                batch = batches.trigger(project, wish, by=Actor.of(request))
+            except Problem as problem:
+                self.message_user(request, str(problem), messages.ERROR)
+            else:
+                nudge(tasks.tend_batch, batch.pk)
+                self.message_user(request, f"{batch} is started.", messages.SUCCESS)
+                return HttpResponseRedirect(reverse("admin:training_trainingbatch_change", args=[batch.pk]))
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Start a batch",
+            "opts": self.opts,
+            "projects": mine,
+        }
+        return TemplateResponse(request, "admin/training/trainingbatch/start.html", context)
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
+        extra = {**(extra_context or {}), "may_start": rights.projects(request.user, Role.RESEARCHER).exists()}
+        return super().changelist_view(request, extra)
+
+    @admin.action(description="Archive", permissions=["operator"])
+    def archive_chosen(self, request: HttpRequest, chosen: QuerySet[TrainingBatch]) -> None:
+        act: Callable[[TrainingBatch, Actor], object] = lambda row, by: _archive_batch(row, by, QueryDict())  # noqa: E731
+        self.each(request, chosen, Role.OPERATOR, act, "{n} batches are in the archive.")
+
+    @admin.action(description="Restore from the archive", permissions=["operator"])
+    def restore_chosen(self, request: HttpRequest, chosen: QuerySet[TrainingBatch]) -> None:
+        act: Callable[[TrainingBatch, Actor], object] = lambda row, by: _restore_batch(row, by, QueryDict())  # noqa: E731
+        self.each(request, chosen, Role.OPERATOR, act, "{n} batches are back in the list.")
+
+
+@admin.register(TrainingRun)
+class TrainingRunAdmin(ProjectAdmin[TrainingRun]):
+    project_path = "batch__project"
+    list_display = ("id", "batch", "attempt", "status", "phase", "step", "total_steps", "started_at", "ended_at")
+    list_filter = ("status",)
+    list_select_related = ("batch", "batch__project")
+    search_fields = ("batch__batch_id__startswith",)
+    payload_columns = ("log_tail", "result")
+
+    def page(self, request: HttpRequest, row: TrainingRun) -> list[object]:
+        return list(pages.curves(row))
+
+
+# --- versions, evaluations, deployments ----------------------------------------------------------------------------
+
+
+def _ask_for_deployment(row: TrainedModel, by: Actor, form: QueryDict) -> str:
+    deployment = deployments.request(row, by=by, reason=_reason(form))
+    return f"{deployment} of {row} waits for a second person."
+
+
+def _evaluate(row: TrainedModel, by: Actor, form: QueryDict) -> str:
+    made = evaluation.request(row.project, row, by=by, reason=_reason(form))
+    nudge(tasks.advance_evaluation, made.pk)
+    return f"{made} is asked for: agents fetch its work at /api/v1/evaluations/{made.evaluation_id}/work/."
+
+
+def _reject_model(row: TrainedModel, by: Actor, form: QueryDict) -> str:
+    model_life.reject(row, by=by, reason=_reason(form))
+    return f"{row} is rejected."
+
+
+def _unreject(row: TrainedModel, by: Actor, form: QueryDict) -> str:
+    model_life.take_back_rejection(row, by=by, reason=_reason(form))
+    return f"{row} is ready again."
+
+
+def _archive_model(row: TrainedModel, by: Actor, form: QueryDict) -> str:
+    model_life.archive(row, by=by, reason=_reason(form))
+    return f"{row} is in the archive; its adapter and lineage stay."
+
+
+def _restore_model(row: TrainedModel, by: Actor, form: QueryDict) -> str:
+    model_life.restore(row, by=by, reason=_reason(form))
+    return f"{row} is {row.get_status_display()} again."
+
+
+@admin.register(TrainedModel)
+class TrainedModelAdmin(ProjectAdmin[TrainedModel]):
+    list_display = ("version", "project", "status", "mode", "parent", "batch", "base_model", "off_policy", "created_at")
+    list_select_related = ("project", "parent", "batch")
+    list_filter = (MyProjectsFilter, "status", "mode", "origin")
+    search_fields = ("version", "serving_name", "base_model")
+    payload_columns = ("summary",)
+    actions = ("archive_chosen", "restore_chosen")
+    verbs = (
+        Verb(
+            "deploy",
+            "Ask for deployment",
+            Role.OPERATOR,
+            _ask_for_deployment,
+            when=lambda row: row.status in (ModelStatus.READY, ModelStatus.RETIRED),
+            warning="A second person decides; the evidence is kept as it stands now.",
+        ),
+        Verb(
+            "evaluate",
+            "Evaluate",
+            Role.RESEARCHER,
+            _evaluate,
+            needs_reason=False,
+            when=lambda row: row.status in (ModelStatus.READY, ModelStatus.RETIRED),
+        ),
+        Verb("reject", "Reject", Role.APPROVER, _reject_model, when=lambda row: row.status == ModelStatus.READY),
+        Verb(
+            "take-back",
+            "Take the rejection back",
+            Role.APPROVER,
+            _unreject,
+            when=lambda row: row.status == ModelStatus.REJECTED,
+        ),
+        Verb(
+            "archive",
+            "Archive",
+            Role.OPERATOR,
+            _archive_model,
+            needs_reason=False,
+            when=lambda row: row.status in (ModelStatus.READY, ModelStatus.RETIRED, ModelStatus.REJECTED),
+        ),
+        Verb(
+            "restore",
+            "Restore",
+            Role.OPERATOR,
+            _restore_model,
+            needs_reason=False,
+            when=lambda row: row.status == ModelStatus.ARCHIVED,
+        ),
+    )
+
+    def page(self, request: HttpRequest, row: TrainedModel) -> pages.ModelPage:
+        return pages.model_page(row)
+
+    @admin.action(description="Archive", permissions=["operator"])
+    def archive_chosen(self, request: HttpRequest, chosen: QuerySet[TrainedModel]) -> None:
+        act: Callable[[TrainedModel, Actor], object] = lambda row, by: model_life.archive(row, by=by)  # noqa: E731
+        self.each(request, chosen, Role.OPERATOR, act, "{n} versions are in the archive.")
+
+    @admin.action(description="Restore from the archive", permissions=["operator"])
+    def restore_chosen(self, request: HttpRequest, chosen: QuerySet[TrainedModel]) -> None:
+        act: Callable[[TrainedModel, Actor], object] = lambda row, by: model_life.restore(row, by=by)  # noqa: E731
+        self.each(request, chosen, Role.OPERATOR, act, "{n} versions are where they were.")
+
+
+def _retry_evaluation(row: Evaluation, by: Actor, form: QueryDict) -> str:
+    evaluation.retry(row, by=by, reason=_reason(form))
+    nudge(tasks.advance_evaluation, row.pk)
+    return f"{row} is tried again."
+
+
+@admin.register(Evaluation)
+class EvaluationAdmin(ProjectAdmin[Evaluation]):
+    list_display = ("id", "candidate", "baseline", "state", "split", "attempts", "created_at", "finished_at")
+    list_select_related = ("candidate", "baseline", "project")
+    list_filter = (MyProjectsFilter, "state", "split")
+    search_fields = ("evaluation_id__startswith", "candidate__version")
+    verbs = (
+        Verb(
+            "retry",
+            "Try again",
+            Role.RESEARCHER,
+            _retry_evaluation,
+            needs_reason=False,
+            when=lambda row: row.state == EvaluationState.FAILED,
+        ),
+    )
+
+    def page(self, request: HttpRequest, row: Evaluation) -> pages.EvaluationPage:
+        return pages.evaluation_page(row)
+
+
+def _approve(row: Deployment, by: Actor, form: QueryDict) -> str:
+    deployments.approve(row, by=by, reason=_reason(form), override=bool(form.get("override")))
+    nudge(tasks.roll_out, row.pk)
+    return f"{row.model} is approved; its rollout begins."
+
+
+def _reject(row: Deployment, by: Actor, form: QueryDict) -> str:
+    deployments.reject(row, by=by, reason=_reason(form))
+    return f"{row.model} is rejected; agents stay where they are."
+
+
+def _withdraw(row: Deployment, by: Actor, form: QueryDict) -> str:
+    deployments.withdraw(row, by=by, reason=_reason(form))
+    return f"{row} is withdrawn."
+
+
+def _roll_back(row: Deployment, by: Actor, form: QueryDict) -> str:
+    deployments.roll_back(row, by=by, reason=_reason(form))
+    return f"{row.model} is rolled back: agents use {row.replaces or 'the base'} again."
+
+
+def _waits(row: Deployment) -> bool:
+    return row.state == DeploymentState.REQUESTED
+
+
+@admin.register(Deployment)
+class DeploymentAdmin(ProjectAdmin[Deployment]):
+    list_display = (
+        "id",
+        "model",
+        "project",
+        "state",
+        "strategy",
+        "weight",
+        "replaces",
+        "requested_by_name",
+        "created_at",
+    )
+    list_select_related = ("model", "project", "replaces")
+    list_filter = (MyProjectsFilter, "state", "strategy")
+    search_fields = ("model__version", "requested_by_name")
+    payload_columns = ("evidence",)
+    verbs = (
+        Verb(
+            "approve",
+            "Approve",
+            Role.APPROVER,
+            _approve,
+            when=_waits,
+            warning="Agents are given this version as soon as it is loaded and answers.",
+            asks=(Ask("override", "Override checks that are not met (takes the reason)", "checkbox"),),
+        ),
+        Verb("reject", "Reject", Role.APPROVER, _reject, when=_waits),
+        Verb("withdraw", "Withdraw", Role.OPERATOR, _withdraw, when=_waits, needs_reason=False),
+        Verb(
+            "roll-back",
+            "Roll back",
+            Role.OPERATOR,
+            _roll_back,
+            when=lambda row: row.state in (DeploymentState.ACTIVE, DeploymentState.ROLLING_OUT),
+            warning="Agents go back to what served before, at once.",
+        ),
+    )
+
+    def page(self, request: HttpRequest, row: Deployment) -> pages.DeploymentPage:
+        user = request.user
+        return pages.DeploymentPage(
+            sentence=str(row.get_state_display()),
+            gates=row.gates if isinstance(row.gates, list) else (),
+            model=pages.model_page(row.model),
+            why_not_me=deployments.may_decide(row, user if isinstance(user, User) else None),
+            approval=getattr(row, "approval", None),
+            is_open=_waits(row),
+        )
+
+
+@admin.register(ServingInterval)
+class ServingIntervalAdmin(ProjectAdmin[ServingInterval]):
+    list_display = ("starts_at", "ends_at", "project", "served", "audience", "slot", "weight", "by_name", "reason")
+    list_select_related = ("project", "model")
+    list_filter = (MyProjectsFilter, "slot")
+    search_fields = ("audience__startswith", "model__version")
+    ordering = (F("starts_at").desc(), "-id")
+
+    @admin.display(description="version")
+    def served(self, row: ServingInterval) -> str:
+        return row.model.version if row.model else "the bare base"
+
+
+# --- people --------------------------------------------------------------------------------------------------------
+
+
+class UserAdmin(DjangoUserAdmin[User]):
+    """Accounts: for superusers. What they may do in a project is their memberships'."""
+
+    def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return False  # history names them; an account is switched off instead
+
+
+if admin.site.is_registered(AuthGroup):
+    admin.site.unregister(AuthGroup)
+if admin.site.is_registered(User):
+    admin.site.unregister(User)
+admin.site.register(User, UserAdmin)
