@@ -210,10 +210,6 @@ class RubricAdmin(ProjectAdmin[Rubric]):
 class PolicyForm(ModelForm[TrainingPolicy]):
     """The policy as a person edits it: what cannot work together is refused here, with the way out."""
 
-    class Meta:
-        model = TrainingPolicy
-        fields = "__all__"  # the admin class shows its fieldsets alone
-
     def clean_reward_mix(self) -> object:
         mix = self.cleaned_data["reward_mix"]
         wrong = mixing.what_is_wrong(mix)

@@ -1,6 +1,11 @@
-"""The admin as this site shows it."""
+"""The admin as this site shows it: its first page is the loop with its numbers."""
 
 from django.contrib.admin import AdminSite
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, URLResolver, path
+
+MOST_PROJECTS = 12
 
 
 class TrainingsiteAdminSite(AdminSite):
@@ -8,3 +13,21 @@ class TrainingsiteAdminSite(AdminSite):
     site_title = "Trainingsite"
     index_title = "Record · Judge · Train · Deploy · Operate"
     enable_nav_sidebar = True
+
+    def index(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> TemplateResponse:
+        return super().index(request, {**(extra_context or {}), "board": self._board(request)})
+
+    def get_urls(self) -> list[URLPattern | URLResolver]:
+        return [path("dashboard/", self.admin_view(self.dashboard), name="dashboard"), *super().get_urls()]
+
+    def dashboard(self, request: HttpRequest) -> HttpResponse:
+        """The part of the first page that htmx asks for again."""
+        return TemplateResponse(request, "admin/dashboard.html", {"board": self._board(request)})
+
+    def _board(self, request: HttpRequest) -> object:
+        from training import pages
+        from trainingsite import health
+        from trajectories import rights
+
+        projects = list(rights.projects(request.user).order_by("-pk")[:MOST_PROJECTS])
+        return pages.dashboard(projects, health.parts())
