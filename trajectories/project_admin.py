@@ -11,10 +11,9 @@ from typing import ClassVar, Generic, TypeVar
 from django.contrib import messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import ModelAdmin
-from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
-from django.db import connection, models
+from django.db import models
 from django.db.models import QuerySet
 from django.forms import ModelChoiceField
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
@@ -121,11 +120,11 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
         if role is None:
             return False
         if row is not None:
-            return rights.may(request.user, self.project_of(row), role)
-        return rights.projects(request.user, role).exists()
+            return role in held(request).of(self.project_of(row))
+        return held(request).anywhere(role)
 
     def has_module_permission(self, request: HttpRequest) -> bool:
-        return rights.projects(request.user).exists() or bool(getattr(request.user, "is_superuser", False))
+        return held(request).anywhere(Role.READER)
 
     def has_view_permission(self, request: HttpRequest, obj: Row | None = None) -> bool:
         if obj is None:
@@ -179,8 +178,8 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
         return super().render_change_form(request, context, add=add, change=change, form_url=form_url, obj=obj)
 
     def offered(self, request: HttpRequest, row: Row) -> list[Verb[Row]]:
-        held = rights.roles(request.user, self.project_of(row))
-        return [verb for verb in self.verbs if verb.role in held and verb.when(row)]
+        roles = held(request).of(self.project_of(row))
+        return [verb for verb in self.verbs if verb.role in roles and verb.when(row)]
 
     def get_urls(self) -> list[URLPattern]:
         name = f"{self.opts.app_label}_{self.opts.model_name}_do"
@@ -269,13 +268,10 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
         return TemplateResponse(request, "admin/confirm_action.html", context)
 
 
-def estimated_rows(table: str) -> int:
-    """PostgreSQL's own guess of a table's size: free, and right to a few percent after a vacuum."""
-    with connection.cursor() as cursor:
-        cursor.execute("select greatest(reltuples, 0)::bigint from pg_class where oid = %s::regclass", [table])
-        row = cursor.fetchone()
-    return int(row[0]) if row else 0
-
-
-def is_superuser(request: HttpRequest) -> bool:
-    return isinstance(request.user, User) and request.user.is_superuser
+def held(request: HttpRequest) -> rights.Held:
+    """The roles of the person behind a request, read once for the whole page."""
+    found = getattr(request, "_held_roles", None)
+    if not isinstance(found, rights.Held):
+        found = rights.Held(request.user)
+        setattr(request, "_held_roles", found)  # noqa: B010  (HttpRequest declares no such attribute)
+    return found

@@ -38,3 +38,20 @@ def projects(user: AbstractBaseUser | AnonymousUser | None, role: str = Role.REA
         return Project.objects.all()
     holding = [held for held, included in INCLUDES.items() if role in included]
     return Project.objects.filter(memberships__user=user, memberships__role__in=holding).distinct()
+
+
+class Held:
+    """What one person holds everywhere, read once: for a page that asks for every noun it might offer."""
+
+    def __init__(self, user: AbstractBaseUser | AnonymousUser | None) -> None:
+        self.everything = isinstance(user, User) and user.is_active and user.is_superuser
+        self._by_project: dict[int, frozenset[str]] = {}
+        if isinstance(user, User) and user.is_active and not self.everything:
+            for project, role in Membership.objects.filter(user=user).values_list("project", "role"):
+                self._by_project[project] = self._by_project.get(project, frozenset()) | INCLUDES[role]
+
+    def anywhere(self, role: str) -> bool:
+        return self.everything or any(role in roles for roles in self._by_project.values())
+
+    def of(self, project: Project) -> frozenset[str]:
+        return EVERYTHING if self.everything else self._by_project.get(project.pk, frozenset())
