@@ -43,6 +43,14 @@ from trajectories.models import Group, Project
 
 logger = logging.getLogger(__name__)
 
+# What the trainer left out and no page would show otherwise (training/trainer/job.py, Dropped).
+DROPPED = {
+    "too_long": "trajectories longer than max_sequence_tokens",
+    "no_trainable_call": "trajectories without a call that may be trained",
+    "greedy_call": "calls at temperature 0, which have no ratio",
+    "empty_answer": "calls without tokens",
+}
+
 ANSWER_WITHIN = 10.0  # seconds that the sender of an adapter waits for its version
 FROM_OUTSIDE = "external"  # a model's origin: its adapter was sent by POST /api/v1/models/
 
@@ -70,6 +78,7 @@ class Wish:
     mode: Mode | None = None
     purpose: str = ""
     behaviour: str = ""  # only groups of this behaviour
+    base_model: str = ""
     parent: TrainedModel | Literal["serving"] | None = "serving"  # None: the bare base
     shuffle_rewards: bool = False  # a placebo
     hyperparameters: dict[str, object] | None = None  # over the policy's
@@ -92,7 +101,10 @@ def trigger(project: Project, wish: Wish, *, by: Actor) -> TrainingBatch:
     policies.hyperparameters(chosen)
     _refuse_second(project)
     indexing.drain(project)  # the counters that selection reads are filled behind the write
-    parent = selection.parent(project, policy.base_model) if wish.parent == "serving" else wish.parent
+    base_model = wish.base_model or policy.base_model
+    parent = selection.parent(project, base_model) if wish.parent == "serving" else wish.parent
+    if parent is not None and parent.base_model != base_model:
+        raise Refused(f"{parent} is an adapter of {parent.base_model}, so it cannot be trained on as {base_model}.")
     standing = readiness.check(project, mode=mode)
     if not (standing.ready or wish.force):
         raise Refused(f"Not ready to train: {standing.reason}", reasons=standing.rows())
@@ -111,7 +123,7 @@ def trigger(project: Project, wish: Wish, *, by: Actor) -> TrainingBatch:
                     project=project,
                     mode=mode,
                     purpose=wish.purpose,
-                    base_model=policy.base_model,
+                    base_model=base_model,
                     parent=parent,
                     forced=wish.force,
                     limit=limit,
@@ -428,6 +440,10 @@ def _notes(batch: TrainingBatch, result: dict[str, object], served: str) -> Iter
         yield "A placebo: rewards were shuffled inside each group."
     if result.get("drift_detail"):
         yield str(result["drift_detail"])
+    dropped = result.get("dropped")
+    for row in dropped if isinstance(dropped, list) else ():
+        if row["reason"] in DROPPED:
+            yield f"Without gradient: {row['count']} {DROPPED[row['reason']]}."
     yield served
 
 

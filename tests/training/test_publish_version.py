@@ -106,6 +106,16 @@ def test_without_a_model_server_the_version_says_that_it_was_never_loaded(batch:
     assert "No model server is configured" in model_of(batch).notes
 
 
+def test_what_the_trainer_left_out_is_said(batch: TrainingBatch) -> None:
+    dropped = [{"reason": "too_long", "count": 6}, {"reason": "not_trained", "count": 29}]
+    batch.runs.update(result={"steps_done": 1, "dropped": dropped})
+
+    batches.tend(batch)
+
+    assert "Without gradient: 6 trajectories longer than max_sequence_tokens." in model_of(batch).notes
+    assert "29" not in model_of(batch).notes
+
+
 def test_the_adapter_is_kept_outside_the_job_under_the_hash_of_its_weights(batch: TrainingBatch) -> None:
     batches.tend(batch)
 

@@ -214,6 +214,21 @@ def test_a_key_that_only_reads_triggers_nothing(project: Project) -> None:
     assert Api(project, Scope.READ, Scope.INGEST).post("batches/", {"force": True})[0] == 403
 
 
+def test_a_version_is_not_trained_on_under_another_base(project: Project, api: Api) -> None:
+    recorded_group(project)
+
+    status, answer = api.post("batches/", {"force": True, "base_model": "another", "parent": "v1.0.0"})
+
+    assert status == 409
+    assert answer["detail"] == "v1.0.0 is an adapter of tiny, so it cannot be trained on as another."
+
+
+def test_the_bare_base_is_asked_for_by_null(project: Project, api: Api) -> None:
+    recorded_group(project)
+
+    assert triggered(api, force=True, mode="sft", parent=None).parent is None
+
+
 # --- look, cancel, retry --------------------------------------------------------------------------------------------
 
 

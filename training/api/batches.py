@@ -30,6 +30,7 @@ class TriggerBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mode: Mode | None = None
     purpose: Annotated[str, msgspec.Meta(max_length=40)] = ""
     behaviour: Annotated[str, msgspec.Meta(max_length=ID_LENGTH)] = ""
+    base_model: Annotated[str, msgspec.Meta(max_length=300)] = ""
     parent: str | msgspec.UnsetType | None = msgspec.UNSET  # a version; null: the bare base; left out: what serves
     shuffle_rewards: bool = False
     hyperparameters: dict[str, object] = {}
@@ -132,6 +133,7 @@ def wish(project: Project, body: TriggerBody) -> batches.Wish:
         mode=body.mode,
         purpose=body.purpose,
         behaviour=body.behaviour,
+        base_model=body.base_model,
         parent="serving" if body.parent is msgspec.UNSET else parent,
         shuffle_rewards=body.shuffle_rewards,
         hyperparameters=body.hyperparameters,

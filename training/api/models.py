@@ -90,7 +90,7 @@ def too_large() -> TooLarge:
 
 
 def _file(request: Request, name: str) -> "UploadedFile[bytes]":
-    sent: "UploadedFile[bytes] | None" = request.FILES.get(name)
+    sent: UploadedFile[bytes] | None = request.FILES.get(name)
     if sent is None:
         raise Invalid(
             f"{name} is missing. Send batch_id, config and adapter, the last two as files.", pointer=f"/{name}"
