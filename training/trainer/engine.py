@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
 
 from training.trainer import bases
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 TURN = 16  # tokens that a batch writes before another adapter's batch has its turn
 PREFILL_TOKENS = 8192  # read in one forward pass, padding counted; more would only cost memory
+ROOM = 32  # tokens for which a cache gets room at a time
 LEAST_LOGPROB = -9999.0  # in place of minus infinity, which JSON cannot say (vLLM does the same)
 
 
@@ -169,8 +171,11 @@ class Base:
     # --- from here on: the model's thread only ---
 
     def use(self, adapter: Adapter | None) -> None:
-        """Switch to the adapter, or to the bare base. PEFT puts its layers into `model` itself, which is what is called:
-        the wrapper keeps asking for the adapter it knew last, even when that one is gone."""
+        """Switch to the adapter, or to the bare base.
+
+        PEFT puts its layers into `model` itself, which is what is called: the wrapper keeps asking for the adapter it
+        knew last, even when that one is gone.
+        """
         key = adapter.key if adapter else None
         if self._peft is None or key == self._using:
             return
@@ -232,6 +237,42 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and (folder / "adapter_model.safetensors").is_file()
 
 
+class RoomyLayer(DynamicLayer):
+    """A layer's cache with room for the next tokens: transformers' own copies everything for each new one, which took
+    a third of the time. `keys` and `values` are views of the filled part; whoever puts others there is noticed."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: Tensor | None = None  # `keys` as this class left it
+        self._rooms: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            return self.keys, self.values
+        there, new = self.keys.shape[2], key_states.shape[2]
+        if self._rooms is None or self.keys is not self._seen or there + new > self._rooms[0].shape[2]:
+            self._rooms = tuple(_with_room(one, there + new + ROOM) for one in (self.keys, self.values))  # type: ignore[assignment]  # of two
+        assert self._rooms is not None
+        for room, states in zip(self._rooms, (key_states, value_states), strict=True):
+            room[:, :, there : there + new] = states
+        self.keys, self.values = (room[:, :, : there + new] for room in self._rooms)
+        self._seen = self.keys
+        return self.keys, self.values
+
+
+def _with_room(filled: Tensor, length: int) -> Tensor:
+    room = filled.new_empty((*filled.shape[:2], length, filled.shape[3]))
+    room[:, :, : filled.shape[2]] = filled
+    return room
+
+
 @dataclass(slots=True, eq=False)
 class Row:
     ask: Ask
@@ -251,7 +292,7 @@ class Batch:
         self.waiting: deque[Row] = deque()
         self.rows: list[Row] = []
         self._entering: list[Row] = []  # taken from `waiting`, prompt not read yet
-        self._cache: DynamicCache | None = None
+        self._cache: Cache | None = None
         self._mask = torch.zeros(0, 0, dtype=torch.long)  # (B, T) 1 where the cache holds a token of the row
         self._last = torch.zeros(0, dtype=torch.long)  # (B,) the token that the next step reads
 
@@ -313,11 +354,12 @@ class Batch:
             input_ids=ids.to(self.base.device),
             attention_mask=mask.to(self.base.device),
             position_ids=(mask.cumsum(1) - 1).clamp_min(0).to(self.base.device),
+            past_key_values=Cache(layer_class_to_replicate=RoomyLayer),
             use_cache=True,
             logits_to_keep=1,
         )
         spread = torch.tensor([place[row.ask.prompt] for row in rows])
-        cache: DynamicCache = out.past_key_values
+        cache: Cache = out.past_key_values
         if len(spread) != len(prompts) or len(rows) > 1:
             cache.batch_select_indices(spread.to(self.base.device))
         mask = mask[spread]
@@ -450,7 +492,7 @@ def _join_masks(left: Tensor, right: Tensor) -> Tensor:
     return torch.cat(padded)
 
 
-def _join_caches(into: "DynamicCache", other: "DynamicCache") -> None:
+def _join_caches(into: Cache, other: Cache) -> None:
     for mine, theirs in zip(into.layers, other.layers, strict=True):
         longest = max(mine.keys.shape[2], theirs.keys.shape[2])
         for name in ("keys", "values"):
