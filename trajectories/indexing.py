@@ -284,6 +284,7 @@ def _close_full(project: Project, groups: Iterable[int]) -> None:
 
 def close_idle(project: Project) -> int:
     """Close open groups without a new attempt for the project's time. Returns how many."""
+    drain(project)  # what waits in the queue may belong to them
     before = timezone.now() - timedelta(minutes=project.group_idle_minutes)
     with transaction.atomic():
         idle = list(

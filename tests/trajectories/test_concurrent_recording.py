@@ -14,7 +14,7 @@ from trajectories import formats, indexing, ingestion, rewards
 from trajectories.errors import Conflict, Problem
 from trajectories.formats.incoming import Incoming
 from trajectories.history import SYSTEM
-from trajectories.models import Group, Project, SharedText, Trajectory
+from trajectories.models import Agent, Group, Project, Scenario, SharedText, Trajectory
 from trajectories.payloads import RewardBody
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -125,3 +125,13 @@ def test_steps_sent_twice_at_once_are_appended_once(project: Project) -> None:
 
     assert sorted(map(str, found)) == ["0", "0", "0", "2"]
     assert Trajectory.objects.get().n_steps == 2
+
+
+def test_an_agent_deleted_meanwhile_is_made_again(project: Project) -> None:
+    ingestion.record(project, incoming(recordings.native("a", scenario_id="s")))
+    Trajectory.objects.all().delete()
+    Agent.objects.all().delete()
+    Scenario.objects.all().delete()
+
+    assert ingestion.record(project, incoming(recordings.native("b", scenario_id="s"))).created
+    assert Trajectory.objects.get().agent == Agent.objects.get()
