@@ -269,6 +269,8 @@ class Demo:
                 "logprobs_mode": "processed",
                 "prompt_token_ids": completion.prompt_token_ids,
                 "token_ids": choice.token_ids,
+                "prompt_tokens": len(completion.prompt_token_ids or ()),
+                "completion_tokens": len(choice.token_ids or ()),
                 "logprobs": [token.logprob for token in choice.logprobs.content] if choice.logprobs else None,
             }
             if version:

@@ -279,7 +279,7 @@ class Group(models.Model):
         )
 
     def __str__(self) -> str:
-        return f"group {self.pk} of {self.scenario_id}"
+        return f"group {self.pk}"
 
     def reward_spread(self) -> float | None:
         """Highest less lowest recorded reward; None when none is known."""
