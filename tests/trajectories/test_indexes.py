@@ -21,7 +21,7 @@ BIG = {"trajectories", "reward_judgments", "groups", "training_batches", "batch_
 
 
 def seed(project: Project, other: Project) -> None:
-    """50,000 trajectories in 12,500 groups of 2,500 scenarios, judged, most of them in batches; a hundredth is another's."""
+    """50,000 trajectories in 12,500 groups of 2,500 scenarios, judged, most in batches; a hundredth is another's."""
     agents = [builders.make_agent(project) for _ in range(50)]
     with connection.cursor() as cursor:
         cursor.execute(
@@ -52,8 +52,8 @@ def seed(project: Project, other: Project) -> None:
                    is_excluded, reward, reward_components, reward_source, origin, behaviour, model_names, n_steps,
                    n_calls, n_trainable_calls, fidelity, quality, findings, metrics, source_format, content_hash,
                    twin_hash, raw_size, shared_texts)
-               select case when i %% 100 = 0 then %s else %s end, 't' || i, %s + i %% 50, g.scenario_id, g.id, '', '', '',
-                   '', '', false, false, '',
+               select case when i %% 100 = 0 then %s else %s end, 't' || i, %s + i %% 50, g.scenario_id, g.id,
+                   '', '', '', '', '', false, false, '',
                    to_char(now() - i * interval '1 minute', 'YYYY-MM-DD"T"HH24:00'), now() - i * interval '1 minute',
                    now() - i * interval '1 minute', now(), case when i %% 500 = 0 then 'open' else 'sealed' end,
                    'completed', '', false, (i %% 1000) / 1000.0, '{}', '', 'own', 'v1.0.0', '{}', 5, 5, 5, 'exact', 1,
