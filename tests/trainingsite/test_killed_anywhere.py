@@ -26,8 +26,9 @@ SEED = int(os.environ.get("CHAOS_SEED", "7"))  # of the moments; another seed is
 class Api:
     """The site's API with one key; an answer that does not come is None."""
 
-    def __init__(self, port: int, key: str) -> None:
-        self.base = f"http://127.0.0.1:{port}/api/v1"
+    def __init__(self, site: Console, key: str) -> None:
+        self.site = site
+        self.base = f"http://127.0.0.1:{site.port}/api/v1"
         self.key = key
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, object]] | None:
@@ -51,7 +52,7 @@ class Api:
             if answer is not None and answer[0] == 200:
                 return answer[1]
             time.sleep(0.2)
-        raise AssertionError(f"{path} was not answered for 90 s: {answer}")
+        raise AssertionError(f"{path} was not answered for 90 s: {answer}\n{self.site.text()}")
 
 
 def episode(number: int) -> dict[str, object]:
@@ -138,7 +139,7 @@ def test_nothing_acknowledged_is_lost_and_one_model_is_made(tmp_path: Path) -> N
         site.up()
         site.manage("create_project", "chaos")
         key = site.manage("create_api_key", "--project", "chaos", "--name", "k", "--scopes", "ingest,read,operate")
-        api = Api(site.port, key.split()[-1])
+        api = Api(site, key.split()[-1])
         acknowledged: set[str] = set()
         sender = threading.Thread(target=send_all, args=(api, acknowledged, stop), daemon=True)
         sender.start()
@@ -173,6 +174,7 @@ def test_nothing_acknowledged_is_lost_and_one_model_is_made(tmp_path: Path) -> N
         assert {"trainer", "shim", "celery"} <= set(struck), f"training was over after {struck}: train longer"
 
         assert until(lambda: over(api, batch), 240), api.get(f"/batches/{batch}/")
+        assert not site.ended(), site.text()
         done = api.get(f"/batches/{batch}/")
         assert done["status"] == "completed", done
         models = api.get("/models/")["results"]
