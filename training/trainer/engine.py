@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from training.trainer import bases
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
@@ -194,8 +194,6 @@ class Base:
             NoAdapter: no adapter_config.json and adapter_model.safetensors there (pickles are not read).
             UnfitAdapter: it does not fit this base; nothing of it is kept.
         """
-        from peft import PeftConfig, PeftModel
-
         if not is_adapter(Path(path)):
             raise NoAdapter(path)
         self._count += 1
