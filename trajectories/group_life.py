@@ -3,14 +3,12 @@
 open → closed → excluded | held        held | excluded → closed, by a person, with a reason
 """
 
-from collections.abc import Iterable
-
 from django.db import transaction
 from django.utils import timezone
 
 from trajectories import history
 from trajectories.errors import Refused
-from trajectories.history import SYSTEM, Actor
+from trajectories.history import Actor
 from trajectories.models import Group, GroupState
 
 NEXT: dict[GroupState, frozenset[GroupState]] = {
@@ -19,25 +17,6 @@ NEXT: dict[GroupState, frozenset[GroupState]] = {
     GroupState.EXCLUDED: frozenset({GroupState.CLOSED}),
     GroupState.HELD: frozenset({GroupState.CLOSED}),
 }
-
-
-def close(groups: Iterable[Group], *, reason: str, by: Actor = SYSTEM) -> int:
-    """Close open groups; later attempts open the next cohort. Those that are closed already stay as they are."""
-    pks = [group.pk for group in groups]
-    with transaction.atomic():
-        open_now = list(Group.objects.select_for_update().filter(pk__in=pks, state=GroupState.OPEN).order_by("pk"))
-        Group.objects.filter(pk__in=[group.pk for group in open_now]).update(
-            state=GroupState.CLOSED, state_since=timezone.now()
-        )
-        for project in {group.project for group in open_now}:
-            history.record_many(
-                ((group, GroupState.OPEN, GroupState.CLOSED) for group in open_now if group.project_id == project.pk),
-                project=project,
-                by=by,
-                reason=reason,
-                field="state",
-            )
-    return len(open_now)
 
 
 def exclude(group: Group, *, by: Actor, reason: str) -> None:

@@ -123,3 +123,12 @@ def test_a_policy_that_cannot_work_is_refused_on_its_form() -> None:
     page = f"/admin/training/trainingpolicy/{policy.pk}/change/"
     response = client.post(page, {"hyperparameters": '{"learning_rat": 1}', "reward_mix": '{"recorded": "much"}'})
     assert b"learning_rat" in response.content
+
+
+def test_only_a_superuser_may_play_the_demo_and_is_asked_first() -> None:
+    project = builders.make_project()
+    operator = sign_in(builders.make_member(project, Role.OPERATOR))
+    assert operator.post("/admin/demo/").status_code == 403
+    assert b"Play the demo again" not in operator.get("/admin/").content
+    asked = sign_in(builders.make_user(superuser=True)).get("/admin/demo/")
+    assert b"about six minutes" in asked.content

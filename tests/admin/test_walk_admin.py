@@ -40,53 +40,53 @@ HOSTILE = "<script>alert(1)</script>\x1b[31m\u202egnp.exe"
 ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;"
 
 
-def furnish(project: Project) -> None:
-    """One of everything, with hostile words wherever a sender or a judge may put some."""
+def furnish(project: Project, words: str = HOSTILE) -> None:
+    """One of everything, with these words wherever a sender or a judge may put some."""
     builders.make_member(project)
-    scenario = builders.make_scenario(project, f"s{HOSTILE}"[:150], description=HOSTILE)
+    scenario = builders.make_scenario(project, f"refund: {words}"[:60], description=words)
     group = builders.make_group(project, (0.0, 1.0), scenario=scenario)
     first = group.trajectories.all()[0]
     Trajectory.objects.filter(pk=first.pk).update(
-        stop_reason=HOSTILE[:200], findings=[{"check": HOSTILE, "ok": False, "detail": HOSTILE}]
+        stop_reason=words[:200], findings=[{"check": words, "ok": False, "detail": words}]
     )
-    LlmCallLog.objects.create(trajectory=first, position=0, step=0, model=HOSTILE)
-    batch = builders.make_batch(project, status="completed", groups=(group,), error=HOSTILE, purpose="test")
-    run = builders.make_run(batch, status="succeeded", log_tail=HOSTILE, error=HOSTILE)
+    LlmCallLog.objects.create(trajectory=first, position=0, step=0, model=words)
+    batch = builders.make_batch(project, status="completed", groups=(group,), error=words, purpose="test")
+    run = builders.make_run(batch, status="succeeded", log_tail=words, error=words)
     RunMetric.objects.create(run=run, step=1, values={"loss": 0.5, "entropy": 1.0, "drift": 0.1}, at=timezone.now())
     RunMetric.objects.create(run=run, step=2, values={"loss": 0.4, "entropy": 0.9, "drift": 0.2}, at=timezone.now())
     base = builders.make_model(project, status="deployed")
-    model = builders.make_model(project, batch=batch, parent=base, notes=HOSTILE)
+    model = builders.make_model(project, batch=batch, parent=base, notes=words)
     side = {"mean": 0.5, "lower": 0.4, "upper": 0.6}
     result = {
         "scenarios": 10, "attempts": 40, "candidate": side, "baseline": side,
         "gain": {"mean": 0.1, "lower": 0.05, "upper": 0.2},
         "better": 6, "worse": 2, "ties": 2,
-        "regressions": [{"scenario": HOSTILE, "candidate": 0.1, "baseline": 0.5, "gain": -0.4}],
+        "regressions": [{"scenario": words, "candidate": 0.1, "baseline": 0.5, "gain": -0.4}],
     }  # fmt: skip
     evaluation = builders.make_evaluation(model, base, state="done", result=result)
     EvaluationWork.objects.create(evaluation=evaluation, scenario=scenario, side="candidate", n=2)
     operator = builders.make_user()
     builders.make_deployment(
-        model, requested_by=operator, replaces=base, evaluation=evaluation, reason=HOSTILE,
-        gates=[{"name": "better", "ok": True, "value": 0.05, "threshold": 0.0, "detail": HOSTILE}],
+        model, requested_by=operator, replaces=base, evaluation=evaluation, reason=words,
+        gates=[{"name": "better", "ok": True, "value": 0.05, "threshold": 0.0, "detail": words}],
     )  # fmt: skip
-    ServingInterval.objects.create(project=project, model=base, starts_at=timezone.now(), by_name="x", reason=HOSTILE)
-    rubric = builders.make_rubric(project, HOSTILE)
+    ServingInterval.objects.create(project=project, model=base, starts_at=timezone.now(), by_name="x", reason=words)
+    rubric = builders.make_rubric(project, words)
     call = JudgeCall.objects.create(
-        project=project, group=group, kind=JudgeKind.LLM, source="ruler", rubric=rubric, model="m", raw_answer=HOSTILE,
-        prompt=HOSTILE, state="done",
+        project=project, group=group, kind=JudgeKind.LLM, source="ruler", rubric=rubric, model="m", raw_answer=words,
+        prompt=words, state="done",
     )  # fmt: skip
     RewardJudgment.objects.create(
         project=project, trajectory=first, group=group, judge_call=call, kind=JudgeKind.LLM, source="ruler", score=0.5,
-        rank=1, reasoning=HOSTILE, strengths=[HOSTILE], weaknesses=[HOSTILE],
+        rank=1, reasoning=words, strengths=[words], weaknesses=[words],
     )  # fmt: skip
     policies.of(project)
     readiness.snapshot(project)
     builders.make_key(project)
-    RewardChange.objects.create(project=project, trajectory=first, reward=1.0, source=HOSTILE[:90], by_name="x")
+    RewardChange.objects.create(project=project, trajectory=first, reward=1.0, source=words[:90], by_name="x")
     SharedText.objects.create(project=project, text_hash=b"x" * 32, kind="system", raw_size=1, data=b"x")
-    Tombstone.objects.create(project=project, trajectory_id="gone", content_hash=b"x" * 32, by_name="x", reason=HOSTILE)
-    history.record(group, "open", "closed", project=project, by=SYSTEM, reason=HOSTILE)
+    Tombstone.objects.create(project=project, trajectory_id="gone", content_hash=b"x" * 32, by_name="x", reason=words)
+    history.record(group, "open", "closed", project=project, by=SYSTEM, reason=words)
 
 
 def nouns() -> Iterator[tuple[type[Model], ProjectAdmin[Model]]]:

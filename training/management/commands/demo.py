@@ -1,9 +1,11 @@
 """Run the demo: the whole loop in a project of its own, by HTTP against the running site."""
 
+import fcntl
 import time
 from argparse import ArgumentParser
 from dataclasses import replace
 from datetime import timedelta
+from typing import IO
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -35,6 +37,7 @@ class Command(BaseCommand):
     def handle(
         self, *, url: str, model: str, approve: bool, wait: float, seed: int, versions: int, **options: object
     ) -> None:
+        lock = only_one()
         recipe = replace(demo_recipe.RECIPES[model], seed=seed)
         if versions:
             recipe = replace(recipe, versions=versions)
@@ -46,7 +49,7 @@ class Command(BaseCommand):
         if model != "tiny":
             self.say("This base is experimental here: docs/demo.md says what was measured with it.")
         try:
-            demo.play(approve=approve, wait_seconds=wait, told=mark_done)
+            demo.play(approve=approve, wait_seconds=wait, told=lambda: done(lock))
         except DemoStopped as stopped:
             raise CommandError(f"The demo stopped: {stopped}") from stopped
         finally:
@@ -61,8 +64,26 @@ class Command(BaseCommand):
         self.stdout.flush()
 
 
-def mark_done() -> None:
-    """Tell `manage.py up` that the demo need not begin by itself again (its last act only waits for a person)."""
+def only_one() -> IO[str]:
+    """Hold the demo's lock until this process ends, however it ends.
+
+    Raises:
+        CommandError: another demo plays on this machine's data folder.
+    """
+    settings.DATA_DIR.mkdir(parents=True, exist_ok=True)
+    lock = (settings.DATA_DIR / "demo-lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise CommandError(
+            "A demo plays already. Two at once would share two cores and learn nothing faster."
+        ) from None
+    return lock
+
+
+def done(lock: IO[str]) -> None:
+    """Let the next demo begin, and tell `manage.py up` that it need not by itself: what is left waits for a person."""
+    lock.close()
     if settings.DATA_DIR.is_dir():
         (settings.DATA_DIR / "demo-done").touch()
 
