@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from django.db.models import Avg, Count, Q, QuerySet
+from django.db.models import Avg, Count, Q, QuerySet, Sum
 from django.utils import timezone
 
 from training import batches, evaluation, mixing, plots, policies, readiness, routing, selection, status
@@ -201,6 +201,23 @@ def reward_by_version(project: Project, until: int | None = None) -> Plot | None
     )
 
 
+def reward_by_player(project: Project) -> Plot | None:
+    """Mean recorded reward of what agents really did, evaluations aside, by the version that played it."""
+    rows = (
+        Group.objects.filter(project=project, is_evaluation=False, policy_minor__isnull=False, reward_n__gt=0)
+        .values_list("policy_minor", "behaviour")
+        .annotate(total=Sum("reward_sum"), n=Sum("reward_n"))
+        .order_by("policy_minor")
+    )
+    told = [(float(ordinal or 0), name, total / n, n) for ordinal, name, total, n in rows]
+    return plots.line(
+        "reward of agents' own runs, by the version they were given",
+        [ordinal for ordinal, _, _, _ in told],
+        [mean for _, _, mean, _ in told],
+        labels=[f"{name}: {mean:.3f}, {n} runs" for _, name, mean, n in told],
+    )
+
+
 # --- versions ------------------------------------------------------------------------------------------------------
 
 
@@ -303,6 +320,7 @@ class ProjectView:
     serving: TrainedModel | None
     versions: Sequence[TrainedModel]
     rewards: Plot | None
+    played: Plot | None
     waiting: Sequence[Deployment]
     judge_errors: int
     to_judge: int
@@ -330,6 +348,7 @@ def project_view(project: Project) -> ProjectView:
             TrainedModel.objects.filter(project=project).exclude(status=ModelStatus.ARCHIVED).order_by("-ordinal")[:6]
         ),
         rewards=reward_by_version(project),
+        played=reward_by_player(project),
         waiting=list(
             Deployment.objects.filter(project=project, state=DeploymentState.REQUESTED)
             .select_related("model")
