@@ -51,6 +51,7 @@ PACKAGES = {
     "drf_spectacular": "drf-spectacular",
     "django_celery_beat": "django-celery-beat",
     "django_htmx": "django-htmx",
+    "django_stubs_ext": "django-stubs-ext",
     "whitenoise": "whitenoise",
     "celery": "celery",
     "redis": "redis",
