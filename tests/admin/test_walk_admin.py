@@ -58,7 +58,7 @@ def furnish(project: Project, words: str = HOSTILE) -> None:
     model = builders.make_model(project, batch=batch, parent=base, notes=words)
     side = {"mean": 0.5, "lower": 0.4, "upper": 0.6}
     result = {
-        "scenarios": 10, "attempts": 40, "candidate": side, "baseline": side,
+        "scenarios": 10, "attempts": 40, "candidate": side, "baseline": {"mean": 0.4, "lower": 0.3, "upper": 0.5},
         "gain": {"mean": 0.1, "lower": 0.05, "upper": 0.2},
         "better": 6, "worse": 2, "ties": 2,
         "regressions": [{"scenario": words, "candidate": 0.1, "baseline": 0.5, "gain": -0.4}],
