@@ -39,6 +39,11 @@ class Aggregation(models.TextChoices):
     MAX = "max", "the highest step reward"
 
 
+class RedactionFailure(models.TextChoices):
+    REFUSE = "refuse", "refuse the recording"
+    STORE = "store", "store it unredacted by that rule, with a finding"
+
+
 class Project(models.Model):
     """One line of models: its agents, trajectories, policy, versions, deployments."""
 
@@ -53,6 +58,15 @@ class Project(models.Model):
     reward_aggregation = models.CharField(max_length=8, choices=Aggregation, blank=True, default="")
     redaction_rules = models.JSONField(
         default=list, blank=True, help_text='list of {"name", "pattern"} or {"name", "path"}; see docs/redaction.md'
+    )
+    redaction_failure = models.CharField(
+        max_length=6,
+        choices=RedactionFailure,
+        default=RedactionFailure.REFUSE,
+        help_text="what becomes of a recording when a rule is broken or takes too long",
+    )
+    quality_weights = models.JSONField(
+        default=dict, blank=True, help_text="weights of quality checks that differ from the defaults; 0 leaves one out"
     )
     group_idle_minutes = models.PositiveIntegerField(
         default=60, help_text="an open group without a new attempt for so long is closed"
@@ -126,6 +140,9 @@ class ApiKey(models.Model):
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, editable=False, help_text="to the minute")
+    requests_per_minute = models.PositiveIntegerField(
+        null=True, blank=True, help_text="more are answered 429; empty: the site's default; 0: as many as come"
+    )
 
     class Meta:
         db_table = "api_keys"
@@ -462,6 +479,58 @@ class TrajectorySegment(models.Model):
 
     def __str__(self) -> str:
         return f"steps {self.first_step}–{self.last_step} of {self.trajectory_id}"
+
+
+class Blob(models.Model):
+    """A part too large for a segment, stored once a project by its content (`blobs.py`)."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+", db_index=False)
+    kind = models.CharField(max_length=4, help_text="text: a string as it is; json: any other value")
+    content_hash = models.BinaryField(max_length=32, help_text="SHA-256 of the bytes, after redaction")
+    media_type = models.CharField(max_length=100, blank=True, default="", help_text="of a data URL")
+    raw_size = models.PositiveBigIntegerField(help_text="bytes")
+    stored_size = models.PositiveBigIntegerField(help_text="bytes, compressed")
+    preview = models.TextField(blank=True, default="")
+    location = models.CharField(max_length=300, unique=True, help_text="name in the default storage")
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "blobs"
+        constraints = (models.UniqueConstraint(fields=("project", "kind", "content_hash"), name="blob_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.media_type or self.kind} of {self.raw_size} bytes"
+
+
+class BlobUse(models.Model):
+    """Content that holds a blob: noted before the trajectory is written, so what was refused is swept away later."""
+
+    blob = models.ForeignKey(Blob, on_delete=models.CASCADE, related_name="uses", db_index=False)
+    trajectory_ref = models.CharField(max_length=ID_LENGTH, help_text="trajectory_id")
+    content_hash = models.BinaryField(max_length=32, help_text="the trajectory's")
+    used_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "blob_uses"
+        constraints = (
+            models.UniqueConstraint(fields=("blob", "trajectory_ref", "content_hash"), name="blob_use_once"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.trajectory_ref} holds blob {self.blob_id}"
+
+
+class LooseFile(models.Model):
+    """A file of the default storage that no blob owns: about to be taken, or to be deleted by the sweep."""
+
+    location = models.CharField(max_length=300, unique=True)
+    since = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "loose_files"
+
+    def __str__(self) -> str:
+        return self.location
 
 
 class LlmCallLog(models.Model):
