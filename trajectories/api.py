@@ -89,7 +89,7 @@ class TrajectoryBulk(ProjectAPIView):
     def post(self, request: Request) -> Response:
         name = wire_format(request)
         outcome = _Bulk(self.project)
-        for raw in _items(request):
+        for raw in _items(request, name):
             outcome.take(raw, name)
         outcome.flush()
         if outcome.changed:
@@ -169,7 +169,7 @@ class _Bulk:
         )
 
 
-def _items(request: Request) -> Iterator[bytes | None]:
+def _items(request: Request, name: str) -> Iterator[bytes | None]:
     """The items of a bulk body. NDJSON streams; {"batch": […]} is held whole.
 
     Which of them it is, the content type says, or where it is JSON or missing, the body itself.
@@ -183,7 +183,8 @@ def _items(request: Request) -> Iterator[bytes | None]:
         batch = formats.batch(raw)
     except Invalid:
         whole = [line for line in raw.split(b"\n") if line.strip()]
-        if not whole or not whole[0].lstrip().startswith(b"{") or id_in(whole[0]) is None:
+        looks_so = bool(whole) and whole[0].lstrip().startswith(b"{")
+        if not looks_so or (name in formats.STRICT and id_in(whole[0]) is None):
             raise
         yield from whole  # NDJSON under another content type
         return

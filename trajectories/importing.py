@@ -1,33 +1,37 @@
-"""Files of recordings, recognised by what is in them, read item by item; a bad item is reported and passed over."""
+"""Files of recordings, recognised by what is in them, read item by item; a bad item is reported and passed over.
 
-import gzip
+Lines are read as they come and big JSON lists item by item, so that memory does not grow with the file.
+"""
+
 import json
-import zlib
-from collections.abc import Iterable, Iterator
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
-import zstandard
 
 from trajectories import formats, ingestion, limits, payloads
-from trajectories.errors import Invalid, Problem
-from trajectories.formats import messages, tau_bench
+from trajectories.errors import Conflict, Invalid, Problem
+from trajectories.formats import files, lenient, messages
 from trajectories.formats.incoming import Incoming
 from trajectories.models import Project
 
-NAMES = ("native", "messages", tau_bench.NAME)
-SUFFIXES = (
-    ".json",
-    ".jsonl",
-    ".ndjson",
-    ".json.gz",
-    ".jsonl.gz",
-    ".ndjson.gz",
-    ".json.zst",
-    ".jsonl.zst",
-    ".ndjson.zst",
-)
 LFS = b"version https://git-lfs"
+PACKED = (".gz", ".zst", ".zstd")
+SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".traj"} | formats.SUFFIXES)
+LINED = (".jsonl", ".ndjson")
+HELD_BYTES = 64 * limits.MiB  # a JSON list above this is read item by item
+GATHERED_BYTES = 512 * limits.MiB  # of lines whose trajectories are put together from several
+ERRORS_KEPT = 10_000
+
+QUOTE = ord('"')
+
+logger = logging.getLogger(__name__)
+
+Place = int | str | None
+Item = tuple[Place, Incoming | Problem]
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -50,41 +54,60 @@ class Report(msgspec.Struct):
     errors: list[Failure] = []
 
 
-def files(paths: Iterable[Path]) -> Iterator[Path]:
+def found(paths: Iterable[Path]) -> Iterator[Path]:
     """The files themselves, and those in folders that look like recordings."""
     for path in paths:
         if path.is_dir():
-            yield from sorted(one for one in path.rglob("*") if one.is_file() and one.name.endswith(SUFFIXES))
+            for one in sorted(path.rglob("*")):
+                hidden = any(part.startswith(".") for part in one.relative_to(path).parts)
+                if not hidden and one.is_file() and suffix(one) in SUFFIXES and not formats.lies_beside(one):
+                    yield one
         else:
             yield path
 
 
-def load(project: Project, path: Path, report: Report, name: str | None = None) -> None:
+def suffix(path: Path) -> str:
+    """.jsonl of rollouts.jsonl.gz"""
+    name = path.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    return Path(name).suffix
+
+
+def load(
+    project: Project,
+    path: Path,
+    report: Report,
+    name: str | None = None,
+    progress: Callable[[Report], None] = lambda report: None,
+) -> None:
     """Import one file into the project; what happened goes into the report."""
     report.files += 1
-    waiting: list[tuple[int, Incoming]] = []
+    waiting: list[tuple[Place, Incoming]] = []
     size = 0
-    number = -1
     try:
-        for number, item in enumerate(items(path, name)):
+        for place, item in items(path, name):
             if isinstance(item, Problem):
-                _fail(report, path, number, item.detail)
+                _fail(report, path, place, item.detail)
+                progress(report)
                 continue
-            waiting.append((number, item))
+            waiting.append((place, item))
             size += len(item.canonical)
             if len(waiting) >= ingestion.CHUNK or size > limits.ITEM_BYTES:
                 _record(project, path, waiting, report)
+                progress(report)
                 waiting, size = [], 0
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError, Problem) as exc:
-        _fail(report, path, None if number < 0 else number + 1, str(exc) or type(exc).__name__)
+    except (*files.BROKEN, Problem) as exc:
+        _fail(report, path, None, str(exc) or type(exc).__name__)
     _record(project, path, waiting, report)
+    progress(report)
 
 
-def _record(project: Project, path: Path, waiting: list[tuple[int, Incoming]], report: Report) -> None:
-    found = ingestion.record_many(project, [incoming for _, incoming in waiting])
-    for (number, incoming), one in zip(waiting, found, strict=True):
+def _record(project: Project, path: Path, waiting: list[tuple[Place, Incoming]], report: Report) -> None:
+    outcomes = _recorded(project, [incoming for _, incoming in waiting])
+    for (place, incoming), one in zip(waiting, outcomes, strict=True):
         if isinstance(one, Problem):
-            _fail(report, path, incoming.payload.trajectory_id or number, one.detail)
+            _fail(report, path, incoming.payload.trajectory_id or place, one.detail)
         elif one.outcome == "replay":
             report.replayed += 1
         else:
@@ -94,78 +117,286 @@ def _record(project: Project, path: Path, waiting: list[tuple[int, Incoming]], r
                 report.tool_calls += len(messages.tool_calls(call))
 
 
-def _fail(report: Report, path: Path, item: int | str | None, detail: str) -> None:
+def _recorded(project: Project, items: list[Incoming]) -> list[ingestion.Recorded | Problem]:
+    """The outcome of each. Other content under an id that was made of a file's name gets an id of its own."""
+    outcomes = _each(project, items)
+    again = [at for at, one in enumerate(outcomes) if isinstance(one, Conflict) and items[at].made_id]
+    if again:
+        renamed = [_by_content(items[at]) for at in again]
+        for at, one in zip(again, _each(project, renamed), strict=True):
+            outcomes[at] = one
+    return outcomes
+
+
+def _each(project: Project, items: list[Incoming]) -> list[ingestion.Recorded | Problem]:
+    """What the database or an encoder refuses of one costs its neighbours nothing."""
+    try:
+        return ingestion.record_many(project, items)
+    except Problem as problem:
+        if len(items) == 1:
+            return [problem]
+    except Exception as exc:
+        if len(items) == 1:
+            logger.exception("%s could not be recorded", items[0].payload.trajectory_id)
+            return [Invalid(f"This could not be recorded ({type(exc).__name__}): {exc}"[:500])]
+    return [one for item in items for one in _each(project, [item])]
+
+
+def _by_content(item: Incoming) -> Incoming:
+    trajectory_id = lenient.identifier(f"{item.payload.trajectory_id}~{lenient.digest(item.canonical.hex())[:8]}")
+    payload = msgspec.structs.replace(item.payload, trajectory_id=trajectory_id)
+    return msgspec.structs.replace(item, payload=payload)
+
+
+def _fail(report: Report, path: Path, place: Place, detail: str) -> None:
     report.failed += 1
-    report.errors.append(Failure(str(path), item, detail[:1000]))
+    if len(report.errors) < ERRORS_KEPT:
+        report.errors.append(Failure(str(path), place, detail[:1000]))
 
 
-def items(path: Path, name: str | None = None) -> Iterator[Incoming | Problem]:
-    """Each trajectory of a file, or why it is none.
+def items(path: Path, name: str | None = None) -> Iterator[Item]:
+    """Each trajectory of a file, or why it is none, with its place: the line's or item's number, from 0.
 
     Raises:
         Invalid: the file as a whole is nothing that we read.
     """
-    raw = _unpacked(path)
-    if raw.startswith(LFS):
+    wanted = formats.check_name(name) if name else None
+    opener = formats.opener(path, wanted)
+    if opener is not None:
+        yield from enumerate(opener.read_file(path))
+        return
+    begin = files.head(path)
+    if begin.startswith(LFS):
         raise Invalid("This is a Git LFS pointer, not the file. Fetch it with `git lfs pull`.")
+    if begin.startswith(b"PK\x03\x04"):
+        raise Invalid("This is a zip archive of no format that is read. Unpack it and import the folder.")
+    if _has_lines(path, begin):
+        yield from _lines(path, wanted)
+        return
+    if begin.lstrip(b" \t\r\n" + files.BOM).startswith(b"[") and _is_big(path):
+        yield from _streamed(path, wanted)
+        return
+    raw = files.whole(path)
     if not raw.strip():
         raise Invalid("The file is empty.")
     try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        yield from _lines(raw, name)
+        value = lenient.loads(raw)
+    except Invalid as problem:
+        if _lines_of_json(raw) == 0:
+            raise problem from None
+        yield from _lines(path, wanted)
         return
-    if name == tau_bench.NAME or (name is None and tau_bench.recognises(value)):
-        if not tau_bench.recognises(value):
-            raise Invalid("This is no tau-bench result file: a list of runs with task_id and traj.")
-        yield from tau_bench.read(value, source=path.name)
-        return
-    if isinstance(value, dict) and isinstance(value.get("batch"), list):
-        value = value["batch"]
-    for one in value if isinstance(value, list) else [value]:
-        yield _value(one, name)
+    yield from _document(_Source(path.name, wanted), value, raw)
 
 
-def _lines(raw: bytes, name: str | None) -> Iterator[Incoming | Problem]:
-    lines = [line for line in raw.split(b"\n") if line.strip()]
-    if len(lines) == 1 or not lines[0].lstrip().startswith((b"{", b"<")):
-        # one broken document: the tolerant reader names the place, or reads NaN where a field allows none
-        try:
-            payloads.loads(raw)
-        except Invalid as exc:
-            yield exc
-        return
-    for line in lines:
-        try:
-            yield _value(payloads.loads(line), name)
-        except Invalid as exc:
-            yield exc
+class _Source(msgspec.Struct, frozen=True):
+    name: str  # of the file
+    wanted: str | None  # the format, where it was told
 
 
-def _value(value: object, name: str | None) -> Incoming | Problem:
+def _has_lines(path: Path, begin: bytes) -> bool:
+    """Whether the file is NDJSON: its first line is a whole document, and something follows."""
+    if suffix(path) in LINED and not begin.lstrip().startswith((b"{\n", b"[\n", b"{\r\n", b"[\r\n")):
+        return True
+    first, newline, rest = begin.strip().partition(b"\n")
+    if not newline and len(begin) < 64 * 1024:
+        return False  # one line in all
+    if newline:
+        return _is_json(first) and rest.lstrip().startswith((b"{", b"["))
+    with files.opened(path) as file:  # the first line is longer than the head: only its end tells
+        lines = files.split(file)
+        one = next(lines, b"")
+        return isinstance(one, bytes) and next(lines, None) is not None and _is_json(one)
+
+
+def _is_json(raw: bytes) -> bool:
     try:
-        return formats.incoming_value(value, name or _recognise(value))
-    except Problem as exc:
-        return exc
+        lenient.loads(raw)
+    except Invalid:
+        return False
+    return True
 
 
-def _recognise(value: object) -> str:
-    """Raises Invalid: none of the formats."""
-    if isinstance(value, dict):
-        if "messages" in value or "histories" in value:
-            return "messages"
-        if "steps" in value and ({"trajectory_id", "trajectoryId"} & set(value)):
-            return "native"
-    raise Invalid(f"This is in none of the formats that are read: {', '.join(NAMES)}.")
+def _lines_of_json(raw: bytes) -> int:
+    """How many of the first lines are documents of their own."""
+    return sum(_is_json(line) for line in raw.split(b"\n", 20)[:20] if line.lstrip().startswith((b"{", b"[")))
 
 
-def _unpacked(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        return gzip.decompress(raw)
-    if raw[:4] == b"\x28\xb5\x2f\xfd":
-        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True).read()
-    return raw
+def _is_big(path: Path) -> bool:
+    size = 0
+    with files.opened(path) as file:
+        while part := file.read(files.CHUNK):
+            size += len(part)
+            if size > HELD_BYTES:
+                return True
+    return False
+
+
+def _lines(path: Path, wanted: str | None) -> Iterator[Item]:
+    source = _Source(path.name, wanted)
+    gathered: dict[str, list[object]] = defaultdict(list)
+    held = 0
+    number = -1
+    for number, line in enumerate(files.lines(path)):
+        if isinstance(line, Invalid):
+            yield number, line
+            continue
+        if number == 0 and line.startswith(LFS):
+            raise Invalid("This is a Git LFS pointer, not the file. Fetch it with `git lfs pull`.")
+        try:
+            value = lenient.loads(line)
+        except Invalid as problem:
+            yield number, problem
+            continue
+        module = _module(value, source)
+        if isinstance(module, formats.Gathers) and not isinstance(module, formats.Reads):
+            gathered[module.NAME].append(value)
+            held += len(line)
+            if held > GATHERED_BYTES:
+                yield from _gathered(gathered, source)
+                gathered.clear()
+                held = 0
+            continue
+        for _, item in _document(source, value, line):
+            yield number, item
+    yield from _gathered(gathered, source)
+    if number < 0:
+        raise Invalid("The file is empty.")
+
+
+def _gathered(values: dict[str, list[object]], source: _Source) -> Iterator[Item]:
+    for name, pieces in values.items():
+        module = formats.named(name)
+        assert isinstance(module, formats.Gathers)
+        yield from enumerate(module.gather(pieces, source=source.name))
+
+
+def _module(value: object, source: _Source) -> formats.Reads | formats.Gathers | None:
+    if source.wanted is None:
+        return formats.recognised(value)
+    module = formats.named(source.wanted)
+    return module if isinstance(module, formats.Reads | formats.Gathers) else None
+
+
+def _document(source: _Source, value: object, raw: bytes | None = None) -> Iterator[Item]:
+    """The trajectories of one decoded document: of its format, or, where it is a list or a wrapper, of its parts."""
+    module = formats.recognised(value)
+    if source.wanted and module is not None and source.wanted != module.NAME:
+        other = formats.named(source.wanted)
+        if isinstance(other, formats.Reads | formats.Gathers) and other.recognises(value):
+            module = other
+    if module is None and source.wanted in formats.STRICT and not isinstance(value, list):
+        module = _module(value, source)  # what is missing is said by its reader
+    if module is not None and source.wanted in (None, module.NAME):
+        yield from enumerate(_trajectories(module, source, value, raw))
+        return
+    parts = _parts(value)
+    if not parts:
+        wanted = f"in the format {source.wanted}" if source.wanted else "in none of the formats that are read"
+        names = "" if source.wanted else f": {', '.join(formats.NAMES)}"
+        yield 0, Invalid(f"This is {'not ' if source.wanted else ''}{wanted}{names}.")
+        return
+    yield from _list(source, parts)
+
+
+def _trajectories(
+    module: formats.Reads | formats.Gathers, source: _Source, value: object, raw: bytes | None
+) -> Iterator[Incoming | Problem]:
+    if raw is not None and module.NAME in formats.STRICT:
+        try:
+            msgspec.json.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # only the strict reader names the place
+            try:
+                value = payloads.loads(raw)
+            except Invalid as problem:
+                yield problem
+                return
+    try:
+        yield from formats.trajectories_in(value, module, source=source.name)
+    except Exception as exc:  # a reader's fault costs this document, not its neighbours
+        logger.exception("%s: a document of the format %s could not be read", source.name, module.NAME)
+        yield Invalid(f"This could not be read as {module.NAME} ({type(exc).__name__}): {exc}"[:500])
+
+
+def _parts(value: object) -> list[object]:
+    """What a list or a wrapper holds: {"batch": […]}, {"simulations": […]}, {"parent": {…}, "child": {…}}."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        return []
+    if isinstance(value.get("batch"), list):
+        return lenient.listed(value["batch"])
+    made: list[object] = []
+    for inner in value.values():
+        if formats.recognised(inner) is not None:
+            made.append(inner)
+        elif isinstance(inner, list) and any(formats.recognised(one) is not None for one in inner[:20]):
+            made.extend(inner)
+    return made
+
+
+def _list(source: _Source, values: Iterable[object]) -> Iterator[Item]:
+    gathered: dict[str, list[object]] = defaultdict(list)
+    for number, value in enumerate(values):
+        if isinstance(value, Invalid):
+            yield number, value
+            continue
+        module = _module(value, source)
+        if module is None and not isinstance(value, dict):
+            yield number, Invalid(f"Item {number} is in none of the formats that are read.")
+        elif isinstance(module, formats.Gathers) and not isinstance(module, formats.Reads):
+            gathered[module.NAME].append(value)
+        elif module is None and source.wanted is None:
+            yield number, Invalid(f"Item {number} is in none of the formats that are read: {', '.join(formats.NAMES)}.")
+        else:
+            for _, item in _document(source, value):
+                yield number, item
+    yield from _gathered(gathered, source)
+
+
+_STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
+
+
+def _streamed(path: Path, wanted: str | None) -> Iterator[Item]:
+    """The items of a JSON list that is too big to hold, one after another."""
+    yield from _list(_Source(path.name, wanted), _elements(path))
+
+
+def _elements(path: Path) -> Iterator[object]:
+    """The items; Invalid stands for one that is no JSON. Raises Invalid: the list breaks off."""
+    with files.opened(path) as file:
+        held = b""
+        depth = begin = at = 0
+        while part := file.read(files.CHUNK):
+            held = held[begin:] + part
+            at, begin = at - begin, 0
+            for match in _STRUCTURE.finditer(held, at):
+                mark = match.group()
+                if mark[0] == QUOTE:
+                    if match.end() == len(held):  # perhaps it goes on in the next piece
+                        break
+                elif mark in b"[{":
+                    depth += 1
+                    begin = match.end() if depth == 1 else begin
+                else:
+                    if depth == 1:  # a comma or the end
+                        if inner := held[begin : match.start()].strip():
+                            yield _element(inner)
+                        begin = match.end()
+                    depth -= mark != b","
+                    if depth == 0:
+                        return
+                at = match.end()
+            if len(held) - begin > files.LINE_BYTES:
+                raise Invalid(f"An item of this list has more than {files.LINE_BYTES} bytes.")
+    raise Invalid("This JSON list breaks off.")
+
+
+def _element(raw: bytes) -> object:
+    try:
+        return lenient.loads(raw)
+    except Invalid as problem:
+        return problem
 
 
 def last_line(report: Report) -> str:

@@ -231,9 +231,7 @@ class _Context:
         if is_open:
             pieces, step_hashes = _pack_open(incoming.payload.steps, payload, self.key, content_hash)
             return Prepared(row=row, pieces=pieces, step_hashes=step_hashes, texts=(), redactions=counts)
-        packed = segments.pack(
-            payload, behaviour.calls, key=self.key, derived_actions=incoming.source_format == "messages"
-        )
+        packed = segments.pack(payload, behaviour.calls, key=self.key, derived_actions=incoming.derived_actions)
         return Prepared(
             row=row,
             pieces=packed.pieces,
@@ -778,6 +776,7 @@ def _extend(project: Project, pk: int, item: Incoming, content_hash: bytes) -> R
             marks=opening,
             step_hashes=sent,
             source_format=item.source_format,
+            derived_actions=item.derived_actions,
         )
         RedactionCount.objects.filter(trajectory=row).delete()
         _add_redactions(row, counts)
@@ -794,6 +793,7 @@ def _seal(
     marks: bytes,
     step_hashes: Sequence[bytes],
     source_format: str = "native",
+    derived_actions: bool = False,
 ) -> None:
     """Inside a transaction that holds the row: compact its segments, fill its columns, queue it for its group."""
     context = _Context(project, [payload])
@@ -808,7 +808,7 @@ def _seal(
         nul=b"\\u0000" in canonical,
         is_open=False,
     )
-    packed = segments.pack(payload, behaviour.calls, key=context.key, derived_actions=source_format == "messages")
+    packed = segments.pack(payload, behaviour.calls, key=context.key, derived_actions=derived_actions)
     pks = shared_texts(project, {text.text_hash: text for text in packed.texts})
     columns.shared_texts = [pks[text.text_hash] for text in packed.texts]
     row.segments.all().delete()

@@ -14,6 +14,8 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     payload: TrajectoryPayload
     canonical: bytes  # of what was received, without id, reward and judgments
     source_format: str
+    derived_actions: bool = False  # the actions are what `messages.with_actions` makes of the messages: not stored
+    made_id: bool = False  # made of the file's name and the place in it: other content may come under it
 
     def hashes(self, key: bytes) -> tuple[bytes, bytes]:
         """(content hash, twin hash), 32 bytes each: keyed, so that they tell nothing of a guessed content."""

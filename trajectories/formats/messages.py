@@ -11,7 +11,7 @@ from datetime import datetime
 import msgspec
 
 from trajectories import limits, payloads
-from trajectories.errors import Invalid, TooLarge
+from trajectories.errors import Invalid, Problem, TooLarge
 from trajectories.formats.incoming import Incoming, identity
 from trajectories.payloads import (
     ActionCallPayload,
@@ -25,6 +25,8 @@ from trajectories.payloads import (
     StepPayload,
     TrajectoryPayload,
 )
+
+NAME = "messages"
 
 
 class CompletionPayload(Payload, frozen=True, kw_only=True):
@@ -63,9 +65,24 @@ class MessagesPayload(Envelope, frozen=True, kw_only=True):
     model: str | None = None  # of every call whose completion names none
 
 
-def read(raw: bytes) -> Incoming:
+def recognises(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and ("messages" in value or "histories" in value)
+        and bool({"trajectory_id", "trajectoryId"} & set(value))
+    )
+
+
+def decode(raw: bytes) -> Incoming:
     """Raises Invalid, TooLarge: with pointer and limit."""
     return _incoming(payloads.decode(raw, MessagesPayload))
+
+
+def read(value: object, *, source: str) -> Iterator[Incoming | Problem]:
+    try:
+        yield from_value(value)
+    except Problem as problem:
+        yield problem
 
 
 def from_value(value: object) -> Incoming:
@@ -76,7 +93,7 @@ def _incoming(sent: MessagesPayload) -> Incoming:
     payloads.check(sent)
     payload = convert(sent)
     payloads.check_steps(payload.steps)
-    return Incoming(payload=payload, canonical=identity(sent), source_format="messages")
+    return Incoming(payload=payload, canonical=identity(sent), source_format=NAME, derived_actions=True)
 
 
 def convert(sent: MessagesPayload) -> TrajectoryPayload:

@@ -22,16 +22,16 @@ class Run(msgspec.Struct, kw_only=True):
 
 
 def recognises(value: object) -> bool:
-    return (
-        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and {"task_id", "traj"} <= set(value[0])
-    )
+    """A file's list of runs, or one run."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and {"task_id", "traj"} <= set(first)
 
 
 def read(value: object, *, source: str) -> Iterator[Incoming | Invalid]:
     """Each run, or why it is none. `source` is the file's name: it tells the model and keeps ids of files apart."""
-    assert isinstance(value, list)
+    runs = value if isinstance(value, list) else [value]
     stem = source.partition(".")[0]
-    for number, item in enumerate(value):
+    for number, item in enumerate(runs):
         try:
             run = msgspec.convert(item, Run)
         except msgspec.ValidationError as exc:
@@ -66,4 +66,10 @@ def _incoming(run: Run, item: object, stem: str) -> Incoming:
     }
     found = messages.from_value(value)
     digest = payloads.canonical({"source": stem, "run": item})
-    return Incoming(payload=found.payload, canonical=hashlib.sha256(digest).digest(), source_format="messages")
+    return Incoming(
+        payload=found.payload,
+        canonical=hashlib.sha256(digest).digest(),
+        source_format=NAME,
+        derived_actions=True,
+        made_id=True,
+    )
