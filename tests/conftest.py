@@ -106,3 +106,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_CHROMIUM in str(report.longrepr)]
     if skipped or chromium_path() is None:
         terminalreporter.write_line(f"{len(skipped)} browser tests skipped: {NO_CHROMIUM}.")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_pressure() -> None:
+    """Rates and looks at the disk are remembered for a while; tests begin without."""
+    from trajectories import pressure
+
+    pressure.forget()

@@ -19,7 +19,7 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from training import policies, reconcile, routing
+from training import limits, policies, reconcile, routing
 from training.models import (
     Evaluation,
     EvaluationState,
@@ -38,8 +38,6 @@ from trajectories.origins import FOREIGN
 
 logger = logging.getLogger(__name__)
 
-MOST_ATTEMPTS = 64  # a side at each scenario
-MOST_SCENARIOS = 2000
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 HAND_OUT_AGAIN = timedelta(minutes=5)  # work that was fetched and did not come back goes to the next who asks
@@ -110,8 +108,10 @@ def request(
     if baseline == candidate:
         raise Refused(f"{candidate} serves already. Name another version to compare it with (`baseline`).")
     attempts = policies.of(project).gate_attempts if attempts is None else attempts
-    if not 1 <= attempts <= MOST_ATTEMPTS:
-        raise Invalid(f"attempts is {attempts}; give 1 to {MOST_ATTEMPTS}.", pointer="/attempts")
+    if not 1 <= attempts <= limits.ATTEMPTS:
+        raise Invalid(
+            f"attempts is {attempts}; give 1 to {limits.ATTEMPTS}.", pointer="/attempts", limit=limits.ATTEMPTS
+        )
     if split not in (Split.HELD_OUT, Split.LOCKED):
         raise Invalid(f"split is {split!r}; candidates are evaluated on held_out or locked.", pointer="/split")
     chosen = _choose(project, split, scenarios, seed)
@@ -149,9 +149,11 @@ def _choose(project: Project, split: str, most: int | None, seed: int) -> list[S
             f"There is no {split.replace('_', '-')} scenario in this project. A share of new scenarios is kept apart "
             'by itself; or send some with `"split": "held_out"`.'
         )
-    most = MOST_SCENARIOS if most is None else most
-    if not 1 <= most <= MOST_SCENARIOS:
-        raise Invalid(f"scenarios is {most}; give 1 to {MOST_SCENARIOS}.", pointer="/scenarios")
+    most = limits.SCENARIOS if most is None else most
+    if not 1 <= most <= limits.SCENARIOS:
+        raise Invalid(
+            f"scenarios is {most}; give 1 to {limits.SCENARIOS}.", pointer="/scenarios", limit=limits.SCENARIOS
+        )
     return found if len(found) <= most else random.Random(seed).sample(found, most)
 
 

@@ -115,7 +115,11 @@ def saw_worker() -> None:
 
 
 def storage() -> Health:
-    """The data folder can be written, and its disk has room."""
+    """The data folder can be written, and its disk has room: told before writes are refused, and when they are."""
+    from trajectories import pressure
+
+    if why := pressure.why_full():
+        return Health(False, f"{why} Nothing is taken in until there is more room.")
     folder = Path(settings.DATA_DIR)
     while not folder.exists():
         folder = folder.parent
@@ -161,7 +165,7 @@ def parts() -> dict[str, Health]:
         found["beat"] = _keep("beat", schedule)
     found["broker"] = _keep("broker", broker)
     found["worker"] = _keep("worker", worker)
-    found["storage"] = _keep("storage", storage)
+    found["storage"] = storage()
     found["judge"] = _keep("judge", judge)
     found["serving"] = _keep("serving", serving)
     return found

@@ -1,17 +1,23 @@
 """Every refusal of the API as RFC 9457 problem+json, whoever raised it."""
 
 import logging
+import math
 from collections.abc import Mapping
 
 from django.core.exceptions import PermissionDenied
+from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions
 from rest_framework.response import Response
 
 from trainingsite.rendering import JSONRenderer
-from trajectories.errors import Problem, Refused
+from trajectories import pressure
+from trajectories.errors import Away, Problem, Refused
 
 logger = logging.getLogger(__name__)
+
+DISK_FULL = "53100"  # SQLSTATE
+DATABASE_RETRY = 5  # seconds after which a request may find the database there again
 
 TITLES = {
     400: "The request cannot be understood",
@@ -52,6 +58,7 @@ def of(problem: Problem) -> dict[str, object]:
         problem.detail,
         pointer=problem.pointer,
         limit=problem.limit,
+        size=problem.size,
         reasons=reasons or None,
     )
 
@@ -59,8 +66,15 @@ def of(problem: Problem) -> dict[str, object]:
 def exception_handler(exc: Exception, context: Mapping[str, object]) -> Response | None:
     """DRF's hook. What is not meant for people returns None: it is logged and becomes a 500."""
     headers: dict[str, str] = {}
+    if isinstance(exc, OperationalError | InterfaceError):
+        problem = away(exc)
+        if problem is None:
+            return None
+        exc = problem
     if isinstance(exc, Problem):
         data = of(exc)
+        if exc.retry_after is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(exc.retry_after)))
     elif isinstance(exc, Http404):
         data = body(404, "not-found", "There is no such thing in this project.")
     elif isinstance(exc, PermissionDenied):
@@ -80,6 +94,24 @@ def exception_handler(exc: Exception, context: Mapping[str, object]) -> Response
     response = Response(data, status=status, headers=headers)
     response.content_type = "application/problem+json"
     return response
+
+
+def away(exc: OperationalError | InterfaceError) -> Problem | None:
+    """What the database's failure means to the sender; None: a fault of ours, such as a statement it cannot run.
+
+    It is gone, starting, full, overloaded, or chose this transaction to end a deadlock: the same again can help.
+    """
+    cause = exc.__cause__
+    state = (getattr(cause, "sqlstate", None) or "") if cause is not None else ""
+    if state.startswith("54"):  # program limit exceeded
+        return None
+    logger.warning("the database refused a request: %s", str(exc).strip().partition("\n")[0])
+    if state == DISK_FULL:
+        return pressure.disk_was_full()
+    return Away(
+        "The database is away or overloaded. Nothing of this request is kept; send the same again later.",
+        retry_after=DATABASE_RETRY,
+    )
 
 
 def _plain(detail: object) -> str:

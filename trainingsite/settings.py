@@ -166,6 +166,12 @@ STORAGES = {
 DATA_UPLOAD_MAX_MEMORY_SIZE = 2_621_440
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 5_000
 
+# Pressure (trajectories/pressure.py).
+API_REQUESTS_PER_MINUTE = env.integer("API_REQUESTS_PER_MINUTE", 0, at_least=0)  # of a key without its own; 0: any
+DISK_FREE_FLOOR_MB = env.integer("DISK_FREE_FLOOR_MB", -1, at_least=0)  # -1: 5 % of the disk, 64 MB to 2 GB
+DISK_WATCH = env.words("DISK_WATCH")  # further folders whose disks count, the database's if it is seen from here
+DATABASE_MAX_MB = env.integer("DATABASE_MAX_MB", 0, at_least=0)  # of a database elsewhere; 0: not known
+
 REST_FRAMEWORK = {
     "URL_FORMAT_OVERRIDE": None,  # ?format= is ours
     "DEFAULT_AUTHENTICATION_CLASSES": ["trajectories.auth.ApiKeyAuthentication"],

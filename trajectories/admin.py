@@ -11,12 +11,13 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.utils import timezone
 
-from trajectories import archive, auth, history, indexing, rights, segments, transcripts
+from trajectories import archive, auth, history, indexing, people, pressure, rights, segments, transcripts
 from trajectories.errors import Refused
 from trajectories.history import Actor
 from trajectories.models import (
     Agent,
     ApiKey,
+    Blob,
     LlmCallLog,
     Membership,
     Project,
@@ -29,7 +30,7 @@ from trajectories.models import (
     Trajectory,
 )
 from trajectories.payloads import LlmCallPayload, Message, StepPayload
-from trajectories.project_admin import ProjectAdmin, Verb
+from trajectories.project_admin import Ask, ProjectAdmin, Verb
 
 LONG = 1_500  # characters; a longer text is folded
 STEPS_A_PAGE = 40
@@ -428,6 +429,12 @@ class MembershipAdmin(ProjectAdmin[Membership]):
         return ("created_at",)
 
 
+def _set_rate(row: ApiKey, by: Actor, form: QueryDict) -> str:
+    people.set_rate(row, form.get("requests_per_minute", ""))
+    row.refresh_from_db(fields=["requests_per_minute"])
+    return f"{row} may send {pressure.rate_of(row) or 'any number of'} requests a minute."
+
+
 def _revoke(row: ApiKey, by: Actor, form: QueryDict) -> str:
     if not ApiKey.objects.filter(pk=row.pk, revoked_at=None).update(revoked_at=timezone.now()):
         raise Refused(f"{row} is revoked already.")
@@ -441,8 +448,19 @@ class ApiKeyAdmin(ProjectAdmin[ApiKey]):
     list_select_related = ("project", "owner")
     search_fields = ("name", "prefix")
     add_role = Role.OPERATOR
-    fields = ("project", "name", "scopes", "expires_at")
+    fields = ("project", "name", "scopes", "expires_at", "requests_per_minute")
     verbs = (
+        Verb(
+            "rate",
+            "Set the rate",
+            Role.OPERATOR,
+            _set_rate,
+            when=lambda row: row.revoked_at is None,
+            needs_reason=False,
+            asks=(
+                Ask("requests_per_minute", "Requests a minute (0: any number; nothing: the site's default)", "number"),
+            ),
+        ),
         Verb(
             "revoke",
             "Revoke",
@@ -467,6 +485,7 @@ class ApiKeyAdmin(ProjectAdmin[ApiKey]):
             "expires_at",
             "revoked_at",
             "last_used_at",
+            "requests_per_minute",
         )
 
     def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> tuple[str, ...]:
@@ -476,7 +495,14 @@ class ApiKeyAdmin(ProjectAdmin[ApiKey]):
         by = Actor.of(request)
         if not rights.may(request.user, obj.project, Role.OPERATOR):
             raise Refused(f"{by.name} is no operator of {obj.project}.")
-        made, key = auth.make_key(obj.project, obj.name, obj.scopes, owner=by.user, expires_at=obj.expires_at)
+        made, key = auth.make_key(
+            obj.project,
+            obj.name,
+            obj.scopes,
+            owner=by.user,
+            expires_at=obj.expires_at,
+            requests_per_minute=obj.requests_per_minute,
+        )
         obj.pk, obj.prefix, obj.key_hash, obj.owner = made.pk, made.prefix, made.key_hash, made.owner
         self.message_user(request, f"The key, shown this once: {key}", messages.WARNING)
 
@@ -556,3 +582,15 @@ class SharedTextAdmin(ProjectAdmin[SharedText]):
 
     def get_readonly_fields(self, request: HttpRequest, obj: SharedText | None = None) -> tuple[str, ...]:
         return ("project", "kind", "codec", "raw_size", "created_at")
+
+
+@admin.register(Blob)
+class BlobAdmin(ProjectAdmin[Blob]):
+    list_display = ("id", "kind", "media_type", "raw_size", "stored_size", "project", "created_at")
+    list_filter = (MyProjectsFilter, "kind")
+    list_select_related = ("project",)
+    payload_columns = ("content_hash", "preview")
+    fields = ("project", "kind", "media_type", "raw_size", "stored_size", "preview", "location", "created_at")
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Blob | None = None) -> tuple[str, ...]:
+        return self.fields

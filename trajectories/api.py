@@ -18,7 +18,19 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from trainingsite.celery import nudge
-from trajectories import body, export, formats, ingestion, limits, payloads, rewards, scenarios, segments, tasks
+from trajectories import (
+    body,
+    export,
+    formats,
+    ingestion,
+    limits,
+    payloads,
+    pressure,
+    rewards,
+    scenarios,
+    segments,
+    tasks,
+)
 from trajectories.errors import Gone, Invalid, Problem, TooLarge, Unknown
 from trajectories.formats.incoming import Incoming
 from trajectories.models import Judging, Project, Scenario, Scope, Tombstone, Trajectory
@@ -119,6 +131,7 @@ class _Bulk:
                 TooLarge(
                     f"A bulk request takes {limits.BULK_ITEMS} items; this is one more. Send the rest in another.",
                     limit=limits.BULK_ITEMS,
+                    size=self.number,
                 ),
             )
             return
@@ -126,7 +139,10 @@ class _Bulk:
             if raw is None or len(raw) > limits.ITEM_BYTES:
                 size = "more" if raw is None else f"{len(raw)} bytes, more"
                 raise TooLarge(
-                    f"Item {index} has {size} than {limits.ITEM_BYTES} bytes.", pointer="", limit=limits.ITEM_BYTES
+                    f"Item {index} has {size} than {limits.ITEM_BYTES} bytes.",
+                    pointer="",
+                    limit=limits.ITEM_BYTES,
+                    size=None if raw is None else len(raw),
                 )
             incoming = formats.incoming(raw, name)
         except Problem as problem:
@@ -165,6 +181,7 @@ class _Bulk:
                 "detail": problem.detail,
                 "pointer": problem.pointer,
                 **({"limit": problem.limit} if problem.limit is not None else {}),
+                **({"size": problem.size} if problem.size is not None else {}),
             }
         )
 
@@ -304,7 +321,7 @@ class Limits(ProjectAPIView):
 
     @extend_schema(operation_id="get_limits", responses={200: dict})
     def get(self, request: Request) -> Response:
-        return Response(limits.published())
+        return Response({**limits.published(), "requests_per_minute": pressure.rate_of(self.key)})
 
 
 class Export(ProjectAPIView):
@@ -419,7 +436,9 @@ def scenario_summary(row: Scenario, *, private: bool = False) -> dict[str, objec
 def page_size(arguments: Mapping[str, str]) -> int:
     size = _integer("limit", arguments.get("limit") or "50")
     if not 1 <= size <= limits.PAGE:
-        raise Invalid(f"limit is {size}; 1 to {limits.PAGE} are allowed.", pointer="?limit", limit=limits.PAGE)
+        raise Invalid(
+            f"limit is {size}; 1 to {limits.PAGE} are allowed.", pointer="?limit", limit=limits.PAGE, size=size
+        )
     return size
 
 

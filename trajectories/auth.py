@@ -35,6 +35,7 @@ def make_key(
     *,
     owner: User | None = None,
     expires_at: datetime | None = None,
+    requests_per_minute: int | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key: its row, and the key itself, which is not kept and cannot be shown again."""
     key = PREFIX + secrets.token_urlsafe(32)
@@ -46,6 +47,7 @@ def make_key(
         scopes=list(dict.fromkeys(scopes)),
         owner=owner,
         expires_at=expires_at,
+        requests_per_minute=requests_per_minute,
     )
     return row, key
 

@@ -48,15 +48,15 @@ def read(request: Request, limit: int, *, what: str = "The body") -> bytes:
     return b"".join(parts)
 
 
-def lines(
-    request: Request, *, limit: int = limits.ITEM_BYTES, total: int = limits.NDJSON_BYTES
-) -> Iterator[bytes | None]:
+def lines(request: Request, *, limit: int | None = None, total: int | None = None) -> Iterator[bytes | None]:
     """The lines of NDJSON, empty ones left out. None stands for a line above the limit: its neighbours go on.
 
     Raises:
         TooLarge: the body as a whole has more than `total` bytes, unpacked.
         Invalid: it broke off or cannot be unpacked. Lines before that were given.
     """
+    limit = limits.ITEM_BYTES if limit is None else limit
+    total = limits.NDJSON_BYTES if total is None else total
     held = bytearray()
     skipping = False
     size = 0
@@ -176,4 +176,5 @@ def _too_large(what: str, limit: int, size: int | None) -> TooLarge:
         "to bulk/, long ones step by step.",
         pointer="",
         limit=limit,
+        size=size,
     )

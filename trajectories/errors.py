@@ -12,11 +12,21 @@ class Problem(Exception):
     status = 400
     code = "problem"
 
-    def __init__(self, detail: str, *, pointer: str | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        pointer: str | None = None,
+        limit: int | None = None,
+        size: int | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.pointer = pointer  # RFC 6901, into the body that was sent
         self.limit = limit  # the published limit that was passed, where one was
+        self.size = size  # what was sent, in the limit's unit, where it is known
+        self.retry_after = retry_after  # seconds until the same may be sent again
 
 
 class Invalid(Problem):
@@ -54,6 +64,27 @@ class Unknown(Problem):
     code = "not-found"
 
 
+class TooMany(Problem):
+    """More requests than the key may send; the same again after `retry_after` seconds."""
+
+    status = 429
+    code = "too-many-requests"
+
+
+class Away(Problem):
+    """What is needed does not answer now; the same again after `retry_after` seconds."""
+
+    status = 503
+    code = "away"
+
+
+class Full(Problem):
+    """No room to write. Reading goes on; the same again when somebody has made room."""
+
+    status = 507
+    code = "storage-full"
+
+
 class Refused(Problem):
     """The request is understood and cannot be done as things are. The text says why and the way out."""
 
@@ -66,7 +97,9 @@ class Refused(Problem):
         *,
         pointer: str | None = None,
         limit: int | None = None,
+        size: int | None = None,
+        retry_after: float | None = None,
         reasons: list[dict[str, object]] | None = None,
     ) -> None:
-        super().__init__(detail, pointer=pointer, limit=limit)
+        super().__init__(detail, pointer=pointer, limit=limit, size=size, retry_after=retry_after)
         self.reasons = reasons or []  # rows {"check", "value", "threshold", "ok", "detail"}

@@ -14,12 +14,12 @@ from typing import Literal
 import msgspec
 import psycopg
 from django.db import IntegrityError, connection, transaction
-from django.db.models import F
+from django.db.models import F, Sum
 from django.utils import timezone
 
-from trajectories import history, origins, payloads, quality, redaction, rewards, scenarios, segments
+from trajectories import history, limits, origins, payloads, pressure, quality, redaction, rewards, scenarios, segments
 from trajectories.early_commit import committed_early
-from trajectories.errors import Conflict, Gone, Invalid, Problem, Unknown
+from trajectories.errors import Conflict, Gone, Invalid, Problem, TooLarge, Unknown
 from trajectories.formats.incoming import Incoming, hashes
 from trajectories.models import (
     ID_LENGTH,
@@ -121,6 +121,7 @@ def record(project: Project, incoming: Incoming) -> Recorded:
     Raises:
         Conflict: the id is taken by other content. Gone: it was erased. Invalid, TooLarge, Refused.
     """
+    pressure.check_room()
     found = _insert(project, [incoming])[0]
     if found is None:
         found = _settle(project, incoming)
@@ -134,6 +135,7 @@ def record_many(project: Project, items: Sequence[Incoming]) -> list[Recorded | 
 
     Known ids are looked up first, so that sending everything again costs no compression.
     """
+    pressure.check_room()
     results: list[Recorded | Problem | None] = [None] * len(items)
     for start in range(0, len(items), CHUNK):
         chunk = range(start, min(start + CHUNK, len(items)))
@@ -647,6 +649,7 @@ def append_steps(project: Project, trajectory_id: str, steps: Sequence[StepPaylo
             raise Invalid(
                 f"/steps/{number}/index is missing: it makes sending again safe.", pointer=f"/steps/{number}/index"
             )
+    pressure.check_room()
     key = bytes(project.hash_key)
     rules = redaction.rules(project)
     with transaction.atomic():
@@ -679,16 +682,30 @@ def append_steps(project: Project, trajectory_id: str, steps: Sequence[StepPaylo
 
 def _append(row: Trajectory, fresh: Sequence[StepPayload], rules: Sequence[redaction.Rule], key: bytes) -> None:
     """Inside a transaction that holds the row."""
-    n_calls = payloads.check_steps(tuple(fresh), first_call=row.n_calls)
+    n_calls = payloads.check_steps(tuple(fresh), first_step=row.n_steps, first_call=row.n_calls)
     holder, counts = redaction.redact(payloads.StepsBody(steps=tuple(fresh)), rules)
     last_seq = row.segments.order_by("-seq").values_list("seq", flat=True)[0]
     pieces = segments.pack_steps(holder.steps, seq=last_seq + 1, first_step=row.n_steps)
+    _check_open_bytes(row, pieces)
     _add_pieces(row, pieces, _hashes_of(pieces, fresh, key, first=row.n_steps))
     _add_redactions(row, counts)
     row.n_steps += len(fresh)
     row.n_calls += n_calls
     row.last_step_at = timezone.now()
     row.save(update_fields=["n_steps", "n_calls", "last_step_at"])
+
+
+def _check_open_bytes(row: Trajectory, pieces: Sequence[segments.Piece]) -> None:
+    there = row.segments.aggregate(size=Sum("raw_size"))["size"] or 0
+    size = there + sum(piece.raw_size for piece in pieces)
+    if size > limits.OPEN_BYTES:
+        raise TooLarge(
+            f"The steps of {row.trajectory_id} would have {size} bytes together; {limits.OPEN_BYTES} are allowed. End "
+            "it, and go on under another id with this one as parent_trajectory_id.",
+            pointer="/steps",
+            limit=limits.OPEN_BYTES,
+            size=size,
+        )
 
 
 def end(project: Project, trajectory_id: str, body: EndBody) -> Recorded:
@@ -699,6 +716,7 @@ def end(project: Project, trajectory_id: str, body: EndBody) -> Recorded:
     """
     if body.final_status == "running":
         raise Invalid("final_status is running: an end needs another one.", pointer="/final_status")
+    pressure.check_room()
     now = datetime.now(UTC)
     payloads.check_time(body.ended_at, "/ended_at", now)
     payloads.check_column(body.reward_components, "/reward_components")

@@ -315,7 +315,12 @@ def from_builtins(value: object, kind: type[P], pointer: str = "") -> P:
             raise Invalid(
                 f"{pointer}{inner}/{missing[1]} is missing.", pointer=f"{pointer}{inner}/{missing[1]}"
             ) from None
-        raise Invalid(f"{pointer}{inner or ' the body'}: {reason}.".strip(), pointer=pointer + inner) from None
+        most = re.search(r"<= (\d+)", reason)
+        raise Invalid(
+            f"{pointer}{inner or ' the body'}: {reason}.".strip(),
+            pointer=pointer + inner,
+            limit=int(most[1]) if most else None,
+        ) from None
     except RecursionError:
         raise Invalid(TOO_DEEP, pointer="") from None
 
@@ -389,7 +394,7 @@ def check(payload: Envelope, now: datetime | None = None) -> None:
     for name in ("scenario_id", "group_id", "episode_id", "parent_trajectory_id", "retry_of", "evaluation_id"):
         value: str | None = getattr(payload, name)
         if value is not None:
-            check_id(value, f"/{name}", limit=64 if name == "evaluation_id" else limits.ID_CHARACTERS)
+            check_id(value, f"/{name}", limit=_id_limit(name))
     if payload.role:
         check_id(payload.role, "/role")
     if payload.scenario is not None:
@@ -414,14 +419,18 @@ def check(payload: Envelope, now: datetime | None = None) -> None:
         )
 
 
-def check_steps(steps: tuple[StepPayload, ...], *, first_call: int = 0, now: datetime | None = None) -> int:
-    """The same of steps; returns the number of their calls. `first_call` is the position of the first of them."""
+def check_steps(
+    steps: tuple[StepPayload, ...], *, first_step: int = 0, first_call: int = 0, now: datetime | None = None
+) -> int:
+    """The same of steps; returns the number of their calls. `first_…` is the position of the first of them."""
     now = now or datetime.now(UTC)
-    if len(steps) > limits.STEPS:
+    if first_step + len(steps) > limits.STEPS:
+        there = f"; {first_step} are there" if first_step else ""
         raise TooLarge(
-            f"/steps has {len(steps)} steps; at most {limits.STEPS} fit one trajectory.",
+            f"/steps has {len(steps)} steps{there}; at most {limits.STEPS} fit one trajectory.",
             pointer="/steps",
             limit=limits.STEPS,
+            size=first_step + len(steps),
         )
     position = first_call
     for number, step in enumerate(steps):
@@ -438,11 +447,20 @@ def check_steps(steps: tuple[StepPayload, ...], *, first_call: int = 0, now: dat
     return position - first_call
 
 
+def _id_limit(name: str) -> int:
+    return limits.EVALUATION_ID_CHARACTERS if name == "evaluation_id" else limits.ID_CHARACTERS
+
+
 def check_id(value: str, pointer: str, *, limit: int = limits.ID_CHARACTERS) -> None:
     if not value:
         raise Invalid(f"{pointer} is empty.", pointer=pointer)
     if len(value) > limit:
-        raise Invalid(f"{pointer} has {len(value)} characters; {limit} are allowed.", pointer=pointer, limit=limit)
+        raise Invalid(
+            f"{pointer} has {len(value)} characters; {limit} are allowed.",
+            pointer=pointer,
+            limit=limit,
+            size=len(value),
+        )
     if "\x00" in value:
         raise Invalid(f"{pointer} contains a NUL character, which no id may have.", pointer=pointer)
 
@@ -481,6 +499,7 @@ def check_scenario(description: str | None, metadata: Mapping[str, object] | Non
                 f"{pointer}/description has {size} bytes; {limits.COLUMN_JSON_BYTES} are allowed.",
                 pointer=f"{pointer}/description",
                 limit=limits.COLUMN_JSON_BYTES,
+                size=size,
             )
     check_column(metadata or {}, f"{pointer}/metadata")
 
@@ -495,6 +514,7 @@ def check_column(value: Mapping[str, object], pointer: str) -> None:
             f"{pointer} has {size} bytes; {limits.COLUMN_JSON_BYTES} are allowed.",
             pointer=pointer,
             limit=limits.COLUMN_JSON_BYTES,
+            size=size,
         )
     for at, found in walk(value, pointer):
         if isinstance(found, str) and "\x00" in found:

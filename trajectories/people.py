@@ -13,6 +13,8 @@ from trajectories import auth
 from trajectories.errors import Refused
 from trajectories.models import ApiKey, Membership, Project, Role, Scope
 
+MOST_REQUESTS = 1_000_000  # a minute
+
 
 def project(slug: str) -> Project:
     """The project with this slug.
@@ -78,7 +80,13 @@ def create_user(name: str, membership_of: Project, role: str, password: str | No
 
 
 def create_api_key(
-    of: Project, name: str, scopes: Sequence[str], *, owner: str = "", expires_days: int | None = None
+    of: Project,
+    name: str,
+    scopes: Sequence[str],
+    *,
+    owner: str = "",
+    expires_days: int | None = None,
+    requests_per_minute: int | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key: its row, and the key itself, which cannot be shown again.
 
@@ -96,7 +104,25 @@ def create_api_key(
         raise Refused("A key with the scope approve needs an owner who answers for it. Give --user NAME.")
     if expires_days is not None and not 1 <= expires_days <= 36_500:
         raise Refused(f"A key cannot expire in {expires_days} days. Give 1 to 36500.")
+    if requests_per_minute is not None and not 0 <= requests_per_minute <= MOST_REQUESTS:
+        raise Refused(
+            f"A key cannot have {requests_per_minute} requests a minute. Give 0 (any number) to {MOST_REQUESTS}."
+        )
     if not 1 <= len(name) <= 100 or not name.isprintable():
         raise Refused(f"A key's name has 1 to 100 printable characters; this one has {len(name)}.")
     expires_at = None if expires_days is None else timezone.now() + timedelta(days=expires_days)
-    return auth.make_key(of, name, scopes, owner=user, expires_at=expires_at)
+    return auth.make_key(of, name, scopes, owner=user, expires_at=expires_at, requests_per_minute=requests_per_minute)
+
+
+def set_rate(key: ApiKey, requests_per_minute: str) -> None:
+    """Give a key a rate of its own; "" takes it away, so that the site's default holds.
+
+    Raises:
+        Refused: no whole number from 0 to `MOST_REQUESTS`.
+    """
+    text = requests_per_minute.strip()
+    if text and not (text.isascii() and text.isdigit() and int(text[:9]) <= MOST_REQUESTS):
+        raise Refused(
+            f"{text[:20]!r} is no number of requests a minute. Give 0 (any number) to {MOST_REQUESTS}, or nothing."
+        )
+    ApiKey.objects.filter(pk=key.pk).update(requests_per_minute=int(text) if text else None)

@@ -10,13 +10,12 @@ import msgspec
 from django.db import transaction
 from django.utils import timezone
 
-from trajectories import limits, payloads, redaction
+from trajectories import limits, payloads, pressure, redaction
 from trajectories.errors import Gone, Invalid
 from trajectories.history import Actor
 from trajectories.models import Aggregation, IndexingWork, Project, RewardChange, Tombstone, Trajectory
 from trajectories.payloads import RewardBody, TrajectoryPayload
 
-SOURCE_LENGTH = 100
 RECORDED = "recorded"
 
 
@@ -68,10 +67,15 @@ def change(project: Project, trajectory_id: str, body: RewardBody, *, by: Actor)
         Gone: the trajectory was erased.
         Invalid: no source, or too long.
     """
+    pressure.check_room()
     payloads.check_id(trajectory_id, "/trajectory_id")
-    if not body.source.strip() or len(body.source) > SOURCE_LENGTH or "\x00" in body.source + body.reason:
+    most = limits.REWARD_SOURCE_CHARACTERS
+    if not body.source.strip() or len(body.source) > most or "\x00" in body.source + body.reason:
         raise Invalid(
-            f"source must say in 1 to {SOURCE_LENGTH} characters who says so; no NUL characters.", pointer="/source"
+            f"source must say in 1 to {most} characters who says so; it has {len(body.source)}. No NUL characters.",
+            pointer="/source",
+            limit=most if len(body.source) > most else None,
+            size=len(body.source) if len(body.source) > most else None,
         )
     payloads.check_column(body.reward_components or {}, "/reward_components")
     rules = redaction.rules(project)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 from django.db import connection, transaction
 
-from trajectories import history, payloads, redaction
+from trajectories import history, payloads, pressure, redaction
 from trajectories.early_commit import committed_early
 from trajectories.errors import Invalid
 from trajectories.history import Actor
@@ -100,6 +100,7 @@ def put(project: Project, scenario_id: str, body: ScenarioBody, *, by: Actor) ->
     Raises:
         Invalid: with pointer and limit.
     """
+    pressure.check_room()
     payloads.check_id(scenario_id, "/id")
     payloads.check_scenario(body.description, body.metadata, "")
     if body.extra:

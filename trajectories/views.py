@@ -3,14 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from rest_framework.request import Request
 from rest_framework.views import APIView
 
+from trajectories import body, pressure
+from trajectories.errors import Problem
 from trajectories.history import Actor
 from trajectories.models import ApiKey, Project, Scope
 
+WRITES = ("POST", "PUT", "PATCH")
+
 
 class ProjectAPIView(APIView):
-    """A view of one project: the key's. `scopes` says which of the key's scopes open each method."""
+    """A view of one project: the key's. `scopes` says which of the key's scopes open each method.
+
+    A key above its rate is answered 429, and what brings data in 507 while the disk is nearly full, before the body
+    is looked at; people's decisions are small and go through.
+    """
 
     scopes: ClassVar[Mapping[str, Sequence[str]]] = {
         "GET": (Scope.READ,),
@@ -18,6 +27,16 @@ class ProjectAPIView(APIView):
         "PATCH": (Scope.INGEST,),
         "PUT": (Scope.INGEST,),
     }
+
+    def initial(self, request: Request, *args: object, **kwargs: object) -> None:
+        super().initial(request, *args, **kwargs)
+        try:
+            pressure.admit(self.key)
+            if request.method in WRITES and Scope.INGEST in self.scopes.get(request.method, ()):
+                pressure.check_room()
+        except Problem:
+            body.drain(request)
+            raise
 
     @property
     def key(self) -> ApiKey:

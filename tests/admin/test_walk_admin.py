@@ -24,6 +24,7 @@ from training.models import (
 from trajectories import history
 from trajectories.history import SYSTEM
 from trajectories.models import (
+    Blob,
     LlmCallLog,
     Project,
     RewardChange,
@@ -85,6 +86,9 @@ def furnish(project: Project, words: str = HOSTILE) -> None:
     builders.make_key(project)
     RewardChange.objects.create(project=project, trajectory=first, reward=1.0, source=words[:90], by_name="x")
     SharedText.objects.create(project=project, text_hash=b"x" * 32, kind="system", raw_size=1, data=b"x")
+    Blob.objects.create(
+        project=project, kind="text", content_hash=b"x" * 32, raw_size=1, stored_size=1, preview=words, location=words
+    )
     Tombstone.objects.create(project=project, trajectory_id="gone", content_hash=b"x" * 32, by_name="x", reason=words)
     history.record(group, "open", "closed", project=project, by=SYSTEM, reason=words)
 
@@ -114,7 +118,8 @@ def sign_in(user: User) -> Client:
 def test_every_noun_of_a_project_is_in_the_admin() -> None:
     """A model that nobody registered could not be looked at; these few are parts of another's page."""
     parts = {"redactioncount", "trajectorysegment", "indexingwork", "knownversion", "batchgroup", "batchitem",
-             "runmetric", "approval", "evaluationwork", "lockedsetopening", "agentroute"}  # fmt: skip
+             "runmetric", "approval", "evaluationwork", "lockedsetopening", "agentroute", "blobuse",
+             "loosefile"}  # fmt: skip
     from django.apps import apps
 
     missing = {

@@ -13,7 +13,7 @@ from rest_framework import status
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from training import batches, jobs, tasks
+from training import batches, jobs, limits, tasks
 from training.api import bodies, pages
 from training.models import Mode, TrainedModel, TrainingBatch
 from trainingsite.celery import nudge
@@ -28,9 +28,9 @@ class TriggerBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     force: bool = False
     limit: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None  # trajectories, in whole groups
     mode: Mode | None = None
-    purpose: Annotated[str, msgspec.Meta(max_length=40)] = ""
+    purpose: Annotated[str, msgspec.Meta(max_length=limits.PURPOSE_CHARACTERS)] = ""
     behaviour: Annotated[str, msgspec.Meta(max_length=ID_LENGTH)] = ""
-    base_model: Annotated[str, msgspec.Meta(max_length=300)] = ""
+    base_model: Annotated[str, msgspec.Meta(max_length=limits.BASE_MODEL_CHARACTERS)] = ""
     parent: str | msgspec.UnsetType | None = msgspec.UNSET  # a version; null: the bare base; left out: what serves
     shuffle_rewards: bool = False
     hyperparameters: dict[str, object] = {}
@@ -38,7 +38,7 @@ class TriggerBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class ReasonBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+    reason: Annotated[str, msgspec.Meta(max_length=limits.REASON_CHARACTERS)] = ""
 
 
 class BatchList(ProjectAPIView):

@@ -9,7 +9,7 @@ from rest_framework import status
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from training import deployments, tasks
+from training import deployments, limits, tasks
 from training.api import bodies, pages
 from training.api.evaluations import find as find_evaluation
 from training.api.models import find as find_model
@@ -30,16 +30,16 @@ class DeploymentBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     weight: float | None = None  # of gradual: share of agents
     audience: Annotated[str, msgspec.Meta(max_length=ID_LENGTH)] = EVERYONE  # of test: one agent_id
     evaluation_id: str | None = None  # the evidence; left out: the newest against what serves
-    reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+    reason: Annotated[str, msgspec.Meta(max_length=limits.REASON_CHARACTERS)] = ""
 
 
 class DecisionBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+    reason: Annotated[str, msgspec.Meta(max_length=limits.REASON_CHARACTERS)] = ""
     override: bool = False  # approve although waivable checks are not met; takes a reason
 
 
 class ReasonBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+    reason: Annotated[str, msgspec.Meta(max_length=limits.REASON_CHARACTERS)] = ""
 
 
 class DeploymentList(ProjectAPIView):

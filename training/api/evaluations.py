@@ -10,7 +10,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from training import evaluation as evaluations
-from training import reconcile, tasks
+from training import limits, reconcile, tasks
 from training.api import bodies, pages
 from training.api.models import find as find_model
 from training.models import Evaluation, EvaluationState
@@ -18,8 +18,6 @@ from trainingsite.celery import nudge
 from trajectories.errors import Invalid, Unknown
 from trajectories.models import Project, Scope
 from trajectories.views import ProjectAPIView
-
-MOST_WORK = 1000
 
 
 class EvaluationBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,11 +29,11 @@ class EvaluationBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     attempts: int | None = None
     scenarios: int | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
-    reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+    reason: Annotated[str, msgspec.Meta(max_length=limits.REASON_CHARACTERS)] = ""
 
 
 class ReasonBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    reason: Annotated[str, msgspec.Meta(max_length=2000)] = ""
+    reason: Annotated[str, msgspec.Meta(max_length=limits.REASON_CHARACTERS)] = ""
 
 
 class EvaluationList(ProjectAPIView):
@@ -135,8 +133,8 @@ def _public(metadata: object) -> dict[str, object]:
 
 
 def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MOST_WORK):
-        raise Invalid(f"limit is {text[:20]!r}; give a whole number from 1 to {MOST_WORK}.")
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= limits.WORK):
+        raise Invalid(f"limit is {text[:20]!r}; give a whole number from 1 to {limits.WORK}.", limit=limits.WORK)
     return int(text)
 
 

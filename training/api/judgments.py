@@ -10,8 +10,10 @@ from rest_framework import status
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from training import limits
 from training.api import bodies, pages
 from training.models import JudgeKind, RewardJudgment
+from trajectories import redaction
 from trajectories.errors import Invalid, Unknown
 from trajectories.models import ID_LENGTH, Project, Scope, Trajectory
 from trajectories.views import ProjectAPIView
@@ -21,10 +23,10 @@ FEEDBACK = "feedback:"  # before the name: no source of a mix is called so
 
 class FeedbackBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     annotator_kind: Literal["human", "code", "llm"]
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=80)]
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=limits.NAME_CHARACTERS)]
     score: float | None = None
-    comment: Annotated[str, msgspec.Meta(max_length=20_000)] = ""
-    author: Annotated[str, msgspec.Meta(max_length=150)] = ""
+    comment: Annotated[str, msgspec.Meta(max_length=limits.COMMENT_CHARACTERS)] = ""
+    author: Annotated[str, msgspec.Meta(max_length=limits.AUTHOR_CHARACTERS)] = ""
     step: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
 
 
@@ -49,6 +51,7 @@ class TrajectoryJudgments(ProjectAPIView):
             raise Invalid("score must be a finite number, or null.", pointer="/score")
         if body.step is not None and body.step >= max(trajectory.n_steps, 1):
             raise Invalid(f"step is {body.step}; the trajectory has {trajectory.n_steps}.", pointer="/step")
+        rules = redaction.rules(self.project)
         said = RewardJudgment.objects.create(
             project=self.project,
             trajectory=trajectory,
@@ -58,9 +61,9 @@ class TrajectoryJudgments(ProjectAPIView):
             source=f"{FEEDBACK}{body.name}",
             name=f"{body.name} ({body.annotator_kind})" if body.annotator_kind == "llm" else body.name,
             score=body.score,
-            reasoning=body.comment,
+            reasoning=redaction.text(body.comment, rules),
             step=body.step,
-            author=body.author or self.actor.name[:150],
+            author=redaction.text(body.author, rules)[:150] or self.actor.name[:150],
             counts=False,
         )
         return Response(row(said), status=status.HTTP_201_CREATED)

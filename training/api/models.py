@@ -16,7 +16,7 @@ from rest_framework.exceptions import UnsupportedMediaType
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from training import adapters, batches
+from training import adapters, batches, limits
 from training.api import pages
 from training.api.batches import find as find_batch
 from training.models import Evaluation, Mode, ModelStatus, TrainedModel
@@ -58,8 +58,8 @@ class ModelList(ProjectAPIView):
     def post(self, request: Request) -> Response:
         """Fields of the form: `batch_id`, `config` (adapter_config.json), `adapter` (adapter_model.safetensors)."""
         announced = int(request.META.get("CONTENT_LENGTH") or 0)
-        if announced > adapters.MAX_WEIGHTS_BYTES + adapters.MAX_CONFIG_BYTES:
-            raise too_large()
+        if announced > limits.ADAPTER_BYTES + limits.ADAPTER_CONFIG_BYTES:
+            raise too_large("adapter", limits.ADAPTER_BYTES, announced)
         if not (request.content_type or "").startswith("multipart/form-data"):
             raise UnsupportedMediaType(request.content_type or "nothing")
         batch_id = request.POST.get("batch_id")
@@ -67,8 +67,12 @@ class ModelList(ProjectAPIView):
             raise Invalid("batch_id is missing: the batch whose data the adapter was trained on.", pointer="/batch_id")
         batch = find_batch(self.project, batch_id)
         config, weights = _file(request, "config"), _file(request, "adapter")
-        if weights.size is None or weights.size > adapters.MAX_WEIGHTS_BYTES:
-            raise too_large()
+        for name, sent, limit in (
+            ("config", config, limits.ADAPTER_CONFIG_BYTES),
+            ("adapter", weights, limits.ADAPTER_BYTES),
+        ):
+            if sent.size is None or sent.size > limit:
+                raise too_large(name, limit, sent.size)
         Path(settings.ADAPTERS_DIR).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".sent-", dir=settings.ADAPTERS_DIR) as folder:
             for name, sent in ((adapters.CONFIG, config), (adapters.WEIGHTS, weights)):
@@ -84,9 +88,8 @@ class ModelDetail(ProjectAPIView):
         return Response(detail(find(self.project, version)))
 
 
-def too_large() -> TooLarge:
-    limit = adapters.MAX_WEIGHTS_BYTES
-    return TooLarge(f"An adapter may have up to {limit} bytes.", limit=limit, pointer="/adapter")
+def too_large(name: str, limit: int, size: int | None) -> TooLarge:
+    return TooLarge(f"{name} may have up to {limit} bytes.", limit=limit, size=size, pointer=f"/{name}")
 
 
 def _file(request: Request, name: str) -> "UploadedFile[bytes]":

@@ -9,10 +9,10 @@ from typing import Generic, TypeVar
 from django.db.models import Model, QuerySet
 from rest_framework.request import Request
 
+from training import limits
 from trajectories.errors import Invalid
 
 DEFAULT = 50
-MOST = 500
 
 Row = TypeVar("Row", bound=Model)
 
@@ -41,8 +41,8 @@ def page(request: Request, rows: QuerySet[Row]) -> Page[Row]:
 def _limit(text: str | None) -> int:
     if text is None:
         return DEFAULT
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MOST):
-        raise Invalid(f"limit is {text[:20]!r}; give a whole number from 1 to {MOST}.")
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= limits.PAGE):
+        raise Invalid(f"limit is {text[:20]!r}; give a whole number from 1 to {limits.PAGE}.", limit=limits.PAGE)
     return int(text)
 
 

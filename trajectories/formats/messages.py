@@ -110,6 +110,7 @@ def convert(sent: MessagesPayload) -> TrajectoryPayload:
             f"/histories has {len(histories)} entries; {limits.HISTORIES} are allowed.",
             pointer="/histories",
             limit=limits.HISTORIES,
+            size=len(histories),
         )
     for number, history in enumerate(histories):
         where = "/messages" if sent.messages is not None else f"/histories/{number}"

@@ -16,14 +16,33 @@ class Command(BaseCommand):
         parser.add_argument("--scopes", default="ingest,read", help=f"of {','.join(Scope.values)}")
         parser.add_argument("--user", default="", metavar="NAME", help="the owner; approving needs one")
         parser.add_argument("--expires-days", type=int, metavar="N", help="without it the key does not expire")
+        parser.add_argument(
+            "--requests-per-minute",
+            type=int,
+            metavar="N",
+            help="more are answered 429; 0: any number; else the default",
+        )
 
     def handle(
-        self, *, project: str, name: str, scopes: str, user: str, expires_days: int | None, **options: object
+        self,
+        *,
+        project: str,
+        name: str,
+        scopes: str,
+        user: str,
+        expires_days: int | None,
+        requests_per_minute: int | None,
+        **options: object,
     ) -> None:
         wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
         try:
             row, key = people.create_api_key(
-                people.project(project), name, wanted, owner=user, expires_days=expires_days
+                people.project(project),
+                name,
+                wanted,
+                owner=user,
+                expires_days=expires_days,
+                requests_per_minute=requests_per_minute,
             )
         except Refused as refusal:
             raise CommandError(str(refusal)) from refusal
