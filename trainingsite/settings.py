@@ -72,12 +72,13 @@ ALLOWED_HOSTS = list(env.words("ALLOWED_HOSTS", ("localhost", "127.0.0.1", "[::1
 CSRF_TRUSTED_ORIGINS = list(env.words("CSRF_TRUSTED_ORIGINS"))
 
 PORT = env.integer("PORT", int(_up.get("PORT", "8000")), at_least=1, at_most=65535)
-GATEWAY_PORT = env.integer("GATEWAY_PORT", PORT + 1, at_least=1, at_most=65536)
+GATEWAY_PORT = env.integer("GATEWAY_PORT", int(_up.get("GATEWAY_PORT", PORT + 1)), at_least=1, at_most=65536)
 
 INSTALLED_APPS = [
     "trainingsite.apps.SiteConfig",
     "trajectories.apps.TrajectoriesConfig",
     "training.apps.TrainingConfig",
+    "gateway.apps.GatewayConfig",
     "trainingsite.apps.TrainingsiteAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",

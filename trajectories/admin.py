@@ -393,6 +393,8 @@ class ProjectItselfAdmin(ProjectAdmin[Project]):
         "redaction_rules",
         "group_idle_minutes",
         "open_timeout_minutes",
+        "gateway_when_full",
+        "gateway_idle_minutes",
         "created_at",
     )
 

@@ -44,6 +44,11 @@ class RedactionFailure(models.TextChoices):
     STORE = "store", "store it unredacted by that rule, with a finding"
 
 
+class WhenSpoolIsFull(models.TextChoices):
+    SERVE = "serve", "serve the call unrecorded; counted, and alarmed in the status"
+    REFUSE = "refuse", "refuse the call with 503"
+
+
 class Project(models.Model):
     """One line of models: its agents, trajectories, policy, versions, deployments."""
 
@@ -73,6 +78,15 @@ class Project(models.Model):
     )
     open_timeout_minutes = models.PositiveIntegerField(
         default=720, help_text="an open trajectory without a new step for so long is sealed as timed out"
+    )
+    gateway_when_full = models.CharField(
+        max_length=8,
+        choices=WhenSpoolIsFull,
+        default=WhenSpoolIsFull.SERVE,
+        help_text="what the gateway does with a call when its spool has no room for the recording",
+    )
+    gateway_idle_minutes = models.PositiveIntegerField(
+        default=30, help_text="a trajectory that came through the gateway without a call for so long is sealed"
     )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     created_by = models.ForeignKey(
