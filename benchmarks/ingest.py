@@ -1,7 +1,7 @@
 """Recording over HTTP against the floor: the same trajectories into one bare table of the same PostgreSQL.
 
 The floor compresses each trajectory (zstd, level 3) and COPYs it with bare psycopg, a commit every 100; and INSERTs
-it with a commit each over 8 connections. The site is gunicorn with one process. Figures are trajectories a second;
+it with a commit each over 8 connections. The site is granian with one process. Figures are trajectories a second;
 what counts is the ratio. Input: the tau-bench recordings of ../shared/data, repeated with fresh ids, as `messages`.
 """
 
@@ -75,9 +75,9 @@ def services() -> Iterator[tuple[str, str]]:
             [*manage, "prepare"], check=True, capture_output=True, text=True, cwd=ROOT, env=environment
         )
         key = json.loads(prepared.stdout.strip().rpartition("\n")[2])["key"]
-        gunicorn = [sys.executable, "-m", "gunicorn", "trainingsite.wsgi:application", "--bind", f"127.0.0.1:{PORT}"]
-        options = ["--workers", "1", "--worker-class", "gthread", "--threads", str(CLIENTS), "--no-control-socket"]
-        site = subprocess.Popen([*gunicorn, *options], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        granian = [sys.executable, "-m", "granian", "--interface", "wsgi", "trainingsite.wsgi:application"]
+        options = ["--port", str(PORT), "--workers", "1", "--blocking-threads", "16", "--no-ws", "--log-level", "error"]
+        site = subprocess.Popen([*granian, *options], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
         stack.callback(site.wait)
         stack.callback(site.terminate)
         os.environ["BENCHMARK_DATABASE_URL"] = environment["DATABASE_URL"]

@@ -59,7 +59,7 @@ PACKAGES = {
     "msgspec": "msgspec",
     "zstandard": "zstandard",
     "httpx": "httpx",
-    "gunicorn": "gunicorn",
+    "granian": "granian",
     "torch": "torch",
     "transformers": "transformers",
     "peft": "peft",
@@ -321,9 +321,10 @@ class Supervisor:
             self.environment["MODEL_SERVER_API_KEY"] = _kept_key(wishes.data_dir / "model-server-key")
         self._write_addresses()
         site = [
-            python, "-m", "gunicorn", "trainingsite.wsgi:application", "--bind", f"{HOST}:{wishes.port}",
-            "--worker-class", "gthread", "--workers", "2", "--threads", "8", "--preload", "--timeout", "120",
-            "--graceful-timeout", "4", "--keep-alive", "15", "--no-control-socket",
+            python, "-m", "granian", "--interface", "wsgi", "trainingsite.wsgi:application", "--host", HOST,
+            "--port", str(wishes.port), "--workers", "2", "--blocking-threads", "16", "--no-ws",
+            "--respawn-failed-workers", "--respawn-interval", "0.5", "--workers-kill-timeout", "4",
+            "--log-level", "warning",
         ]  # fmt: skip
         self._keep(Program("site", site, dict(self.environment), self.logs / "site.log"))
 

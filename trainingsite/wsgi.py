@@ -1,12 +1,30 @@
-"""The site as gunicorn serves it."""
+"""The site as granian serves it."""
 
+import ctypes
 import gc
+import multiprocessing
 import os
+import signal
+import sys
 
 from django.core.wsgi import get_wsgi_application
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "trainingsite.settings")
 
+PR_SET_PDEATHSIG = 1
+
+
+def end_with_the_server() -> None:
+    """A worker whose server was killed would go on listening beside the next one: the kernel ends it as well."""
+    server = multiprocessing.parent_process()
+    if server is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != server.pid:
+        sys.exit("The server that started this worker has ended.")
+
+
+end_with_the_server()
 application = get_wsgi_application()
 
 # A recording is thousands of small objects that die together: looking for cycles among them every 700 allocations,

@@ -145,7 +145,7 @@ def drain(request: Request) -> None:
         source = _source(request)
         while left > 0 and time.monotonic() < until and (part := source.read(CHUNK)):
             left -= len(part)
-    except (UnreadablePostError, OSError):
+    except (UnreadablePostError, OSError, EOFError):
         return
 
 
@@ -155,9 +155,26 @@ def _source(request: Request) -> IO[bytes]:
     Django takes a body without Content-Length for empty; one sent in chunks has its end marked by the server itself.
     """
     meta = request._request.META
-    if meta.get("wsgi.input_terminated") and not meta.get("CONTENT_LENGTH"):
+    declared = str(meta.get("CONTENT_LENGTH") or "")
+    if meta.get("wsgi.input_terminated") and not declared:
         return cast(IO[bytes], meta["wsgi.input"])
-    return cast(IO[bytes], request._request)  # of a file it has read(), which is all that is used
+    source = cast(IO[bytes], request._request)  # of a file it has read(), which is all that is used
+    return cast(IO[bytes], _Whole(source, int(declared))) if declared.isdigit() else source
+
+
+class _Whole:
+    """A body of a declared length: a server may hand over one that broke off as if it had ended."""
+
+    def __init__(self, source: IO[bytes], declared: int) -> None:
+        self.source = source
+        self.left = declared
+
+    def read(self, size: int) -> bytes:
+        part = self.source.read(size)
+        self.left -= len(part)
+        if not part and self.left > 0:
+            raise EOFError(f"{self.left} bytes of its Content-Length did not come")
+        return part
 
 
 def _declared(request: Request) -> int | None:

@@ -143,7 +143,7 @@ def test_nothing_acknowledged_is_lost_and_one_model_is_made(tmp_path: Path) -> N
         acknowledged: set[str] = set()
         sender = threading.Thread(target=send_all, args=(api, acknowledged, stop), daemon=True)
         sender.start()
-        for victim in moment.sample(["gunicorn", "celery", "postgres", "valkey", "supervisor"], 5):
+        for victim in moment.sample(["granian", "celery", "postgres", "valkey", "supervisor"], 5):
             time.sleep(moment.uniform(0.5, 3.0))
             strike(site, victim)
         sender.join(120)

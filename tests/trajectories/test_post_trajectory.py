@@ -284,12 +284,27 @@ def test_nobody_gets_in_without_the_right_key(client: Client, project: Project, 
     assert client.get(URL, headers=other).json()["results"] == []
 
 
+def test_a_body_that_broke_off_is_a_400_though_the_server_calls_it_ended(
+    client: Client, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = json.dumps(recordings.native("run-1")).encode()
+    environment: dict[str, object] = {"wsgi.input_terminated": True, "wsgi.input": io.BytesIO(raw[:-9])}
+    monkeypatch.setattr(client, "defaults", environment)
+
+    response = client.generic(
+        "POST", URL, b"", content_type="application/json", headers=headers, CONTENT_LENGTH=str(len(raw))
+    )
+
+    assert response.status_code == 400
+    assert "9 bytes of its Content-Length did not come" in response.json()["detail"]
+
+
 def test_a_body_sent_in_chunks_is_read_to_its_end(
     client: Client, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = json.dumps(recordings.native("run-1")).encode()
 
-    # As gunicorn hands over `Transfer-Encoding: chunked`: no length, an input that ends by itself.
+    # As granian hands over `Transfer-Encoding: chunked`: no length, an input that ends by itself.
     environment: dict[str, object] = {"wsgi.input_terminated": True, "wsgi.input": io.BytesIO(raw)}
     monkeypatch.setattr(client, "defaults", environment)
     response = client.generic("POST", URL, b"", content_type="application/json", headers=headers, CONTENT_LENGTH="")
