@@ -94,6 +94,15 @@ def chromium() -> Iterator[str]:
     yield path
 
 
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """The writers' connections end before the database they are in."""
+    yield
+    from trajectories import writing  # Django is not set up yet when this file is read
+
+    writing.rest()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if chromium_path() is None:

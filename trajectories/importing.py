@@ -144,8 +144,7 @@ def _each(project: Project, items: list[Incoming]) -> list[ingestion.Recorded | 
 
 def _by_content(item: Incoming) -> Incoming:
     trajectory_id = lenient.identifier(f"{item.payload.trajectory_id}~{lenient.digest(item.canonical.hex())[:8]}")
-    payload = msgspec.structs.replace(item.payload, trajectory_id=trajectory_id)
-    return msgspec.structs.replace(item, payload=payload)
+    return item.under(trajectory_id)
 
 
 def _fail(report: Report, path: Path, place: Place, detail: str) -> None:

@@ -8,16 +8,30 @@ Groups, counters, call rows and late rewards are made behind the write (`indexin
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import msgspec
-import psycopg
 from django.db import IntegrityError, connection, transaction
 from django.db.models import F, Sum
 from django.utils import timezone
 
-from trajectories import history, limits, origins, payloads, pressure, quality, redaction, rewards, scenarios, segments
+from trajectories import (
+    census,
+    history,
+    limits,
+    origins,
+    payloads,
+    pressure,
+    quality,
+    redaction,
+    rewards,
+    scenarios,
+    segments,
+    statements,
+    writing,
+)
 from trajectories.early_commit import committed_early
 from trajectories.errors import Conflict, Gone, Invalid, Problem, TooLarge, Unknown
 from trajectories.formats.incoming import Incoming, hashes
@@ -26,6 +40,7 @@ from trajectories.models import (
     Agent,
     FinalStatus,
     IndexingWork,
+    Origin,
     Project,
     RedactionCount,
     SharedText,
@@ -34,10 +49,12 @@ from trajectories.models import (
     Trajectory,
     TrajectorySegment,
 )
-from trajectories.payloads import EndBody, LlmCallPayload, StepPayload, TrajectoryPayload
+from trajectories.payloads import EndBody, Envelope, LlmCallPayload, StepPayload, TrajectoryPayload
 from trajectories.transcripts import has_image, is_answered, own_prompt
+from trajectories.writing import Prepared, Row
 
-CHUNK = 100  # trajectories written by one statement
+CHUNK = 100  # trajectories of one request that are looked up together
+PART = 25  # … and handed to the database together
 HASH_BYTES = 16  # of a step, in step_hashes
 METRICS_KEPT = 50  # numbers of a trajectory that lists show; the payload has all
 MODELS_KEPT = 20
@@ -58,63 +75,6 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
         return self.outcome == "created"
 
 
-class Row(msgspec.Struct, kw_only=True):
-    """The columns of `trajectories` that ingestion writes, as JSON takes them to PostgreSQL."""
-
-    project_id: int
-    trajectory_id: str
-    agent_id: int
-    scenario_id: int | None
-    role: str
-    declared_group_id: str
-    declared_group_size: int | None
-    episode_id: str
-    parent_trajectory_id: str
-    parent_call: int | None
-    retry_of: str
-    is_superseded: bool = False
-    is_evaluation: bool
-    evaluation_id: str
-    window: str
-    started_at: datetime
-    ended_at: datetime | None
-    last_step_at: datetime | None
-    state: str
-    final_status: str
-    stop_reason: str
-    is_excluded: bool = False
-    reward: float | None
-    reward_components: dict[str, float | None]
-    reward_source: str
-    origin: str
-    behaviour: str
-    model_names: list[str]
-    n_steps: int
-    n_calls: int
-    n_trainable_calls: int
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    fidelity: str
-    quality: float
-    findings: list[dict[str, object]]
-    metrics: dict[str, object]
-    source_format: str
-    content_hash: str  # "\\x…", PostgreSQL's hex
-    twin_hash: str
-    raw_size: int
-    shared_texts: list[int]
-
-
-class Prepared(msgspec.Struct, kw_only=True):
-    """A trajectory ready to be written."""
-
-    row: Row
-    pieces: tuple[segments.Piece, ...]
-    step_hashes: tuple[bytes, ...]  # one a piece
-    texts: tuple[segments.Text, ...]
-    redactions: Counter[str]
-
-
 def record(project: Project, incoming: Incoming) -> Recorded:
     """Record one trajectory; 2xx may be said when this has returned.
 
@@ -124,10 +84,13 @@ def record(project: Project, incoming: Incoming) -> Recorded:
     pressure.check_room()
     found = _insert(project, [incoming])[0]
     if found is None:
-        found = _settle(project, incoming)
+        found = _settle_many(project, [incoming])[0]
     if isinstance(found, Problem):
         raise found
     return found
+
+
+_KNOWN = "select trajectory_id from trajectories where project_id = %s and trajectory_id = any(%s)"
 
 
 def record_many(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem]:
@@ -139,14 +102,12 @@ def record_many(project: Project, items: Sequence[Incoming]) -> list[Recorded | 
     results: list[Recorded | Problem | None] = [None] * len(items)
     for start in range(0, len(items), CHUNK):
         chunk = range(start, min(start + CHUNK, len(items)))
-        ids = {items[at].payload.trajectory_id for at in chunk}
-        known = set(
-            Trajectory.objects.filter(project=project, trajectory_id__in=ids).values_list("trajectory_id", flat=True)
-        )
+        ids = {items[at].envelope.trajectory_id for at in chunk}
+        known = {row[0] for row in statements.fetch(_KNOWN, (project.pk, list(ids)))}
         first: dict[str, int] = {}
         for at in chunk:
-            if items[at].payload.trajectory_id not in known:
-                first.setdefault(items[at].payload.trajectory_id, at)
+            if items[at].envelope.trajectory_id not in known:
+                first.setdefault(items[at].envelope.trajectory_id, at)
         # Two requests that write the same ids take their locks in one order, so neither waits for the other forever.
         fresh = [first[trajectory_id] for trajectory_id in sorted(first)]
         for at, found in zip(fresh, _insert(project, [items[at] for at in fresh]), strict=True):
@@ -168,25 +129,35 @@ def _insert(project: Project, items: Sequence[Incoming]) -> list[Recorded | Prob
     except IntegrityError:
         if connection.in_atomic_block:
             raise
-        # An agent, scenario or text that we remember was deleted meanwhile.
+        # An agent, scenario or text that we remember was deleted meanwhile. What was written is a replay now.
         forget()
-        return _insert_once(project, items)
+        found = _insert_once(project, items)
+        lost = [at for at, one in enumerate(found) if one is None]
+        settled = _settle_many(project, [items[at] for at in lost])
+        for at, one in zip(lost, settled, strict=True):
+            found[at] = one
+        return found
 
 
 def _insert_once(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem | None]:
+    """The database writes a part while the next one is prepared."""
     results: list[Recorded | Problem | None] = [None] * len(items)
-    context = _Context(project, [item.payload for item in items])
-    ready: dict[int, Prepared] = {}
-    for at, item in enumerate(items):
-        try:
-            ready[at] = context.prepare(item)
-        except Problem as problem:
-            results[at] = problem
-    context.place_texts(ready.values())
-    written = _write(list(ready.values()))
-    for at, prepared in ready.items():
-        if prepared.row.trajectory_id in written:
-            results[at] = _told(prepared.row, "created")
+    context = _Context(project, [item.envelope for item in items])
+    parts: list[tuple[dict[int, Prepared], Future[set[tuple[int, str]]]]] = []
+    for start in range(0, len(items), PART):
+        ready: dict[int, Prepared] = {}
+        for at in range(start, min(start + PART, len(items))):
+            try:
+                ready[at] = context.prepare(items[at])
+            except Problem as problem:
+                results[at] = problem
+        context.place_texts(ready.values())
+        parts.append((ready, writing.submit(list(ready.values()))))
+    for ready, future in parts:
+        written = future.result()
+        for at, prepared in ready.items():
+            if (prepared.row.project_id, prepared.row.trajectory_id) in written:
+                results[at] = _told(prepared.row, "created")
     return results
 
 
@@ -204,7 +175,7 @@ def _told(row: Row | Trajectory, outcome: Literal["created", "replay", "extended
 class _Context:
     """What many trajectories of one request share, looked up once."""
 
-    def __init__(self, project: Project, sent: Sequence[TrajectoryPayload]) -> None:
+    def __init__(self, project: Project, sent: Sequence[Envelope]) -> None:
         self.project = project
         self.key = bytes(project.hash_key)
         self.now = timezone.now()
@@ -213,22 +184,41 @@ class _Context:
         inline = scenarios.described(one.scenario for one in sent)
         wanted = {ref: inline.get(ref) for one in sent if (ref := one.scenario_ref()) is not None}
         self.scenarios = scenarios.ensure(project, wanted) if wanted else {}
-        names = set[str]().union(*(origins.claims(one) for one in sent))
+        names = set[str]()
+        for one in sent:
+            names |= origins.claims(one)
         self.versions = origins.known(project, names) if names else {}
 
     def prepare(self, incoming: Incoming) -> Prepared:
         """Redact, judge, pack. Raises Invalid."""
-        payload, counts = redaction.redact(incoming.payload, self.rules)
         content_hash, twin_hash = incoming.hashes(self.key)
+        nul = b"\\u0000" in incoming.canonical
+        chat = incoming.chat
+        if chat is not None and not self.rules and not nul:
+            calls = chat.calls()
+            counted = census.of_chat(chat.sent)
+            behaviour = origins.of(calls, chat.sent.policy_version, self.versions)
+            row = self.row(
+                chat.sent,
+                counted,
+                behaviour,
+                n_trainable=counted.candidates if behaviour.origin == Origin.OWN else 0,
+                content_hash=content_hash,
+                twin_hash=twin_hash,
+                source_format=incoming.source_format,
+                raw_size=len(incoming.canonical),
+            )
+            packed = segments.pack_chat(chat, counted.steps, behaviour.calls, key=self.key)
+            return Prepared(row=row, pieces=packed.pieces, step_hashes=(b"",), texts=packed.texts, redactions=Counter())
+        payload, counts = redaction.redact(incoming.payload, self.rules)
         is_open = payload.final_status == "running"
-        row, behaviour = self.row(
+        row, behaviour = self.row_of(
             payload,
             content_hash=content_hash,
             twin_hash=twin_hash,
             source_format=incoming.source_format,
             raw_size=len(incoming.canonical),
-            nul=b"\\u0000" in incoming.canonical,
-            is_open=is_open,
+            nul=nul,
         )
         if is_open:
             pieces, step_hashes = _pack_open(incoming.payload.steps, payload, self.key, content_hash)
@@ -242,7 +232,7 @@ class _Context:
             redactions=counts,
         )
 
-    def row(
+    def row_of(
         self,
         payload: TrajectoryPayload,
         *,
@@ -251,89 +241,118 @@ class _Context:
         source_format: str,
         raw_size: int,
         nul: bool,
-        is_open: bool,
     ) -> tuple[Row, origins.Behaviour]:
-        """The columns, and who played."""
-        behaviour = origins.of(payload, self.versions)
-        derived = (
-            rewards.Derived(payload.reward, rewards.RECORDED if payload.reward is not None else "")
-            if is_open
-            else rewards.derive(payload, self.project.reward_aggregation)
-        )
-        judged = quality.assess(payload)
-        findings = [*judged.findings]
-        findings.extend(quality.Finding("origin", False, said) for said in behaviour.findings)
-        if derived.finding:
-            findings.append(quality.Finding("reward", False, derived.finding))
+        """The columns of a payload, and who played."""
+        calls = list(payload.calls())
+        behaviour = origins.of(calls, payload.policy_version, self.versions)
+        said: list[quality.Finding] = []
         if nul and (places := payloads.nul_places(payload)):
-            findings.append(
+            said.append(
                 quality.Finding(
                     "nul_characters",
                     False,
                     f"{len(places)} texts contain NUL characters, kept: {', '.join(places[:5])}",
                 )
             )
-        stamps = [payloads.utc(step.timestamp) for step in payload.steps if step.timestamp is not None]
-        started = payloads.utc(payload.started_at) if payload.started_at else (stamps[0] if stamps else self.now)
-        ended = payloads.utc(payload.ended_at) if payload.ended_at else (stamps[-1] if stamps else None)
-        if stamps != sorted(stamps) or (stamps and (stamps[0] < started or (ended and stamps[-1] > ended))):
+        row = self.row(
+            payload,
+            census.of(payload),
+            behaviour,
+            n_trainable=_trainable(calls, behaviour),
+            steps=payload.steps,
+            said=said,
+            content_hash=content_hash,
+            twin_hash=twin_hash,
+            source_format=source_format,
+            raw_size=raw_size,
+        )
+        return row, behaviour
+
+    def row(
+        self,
+        sent: Envelope,
+        counted: census.Census,
+        behaviour: origins.Behaviour,
+        *,
+        n_trainable: int,
+        content_hash: bytes,
+        twin_hash: bytes,
+        source_format: str,
+        raw_size: int,
+        steps: Sequence[StepPayload] = (),
+        said: Sequence[quality.Finding] = (),
+    ) -> Row:
+        """The columns of a trajectory from its envelope and what was counted in it."""
+        is_open = sent.final_status == "running"
+        derived = (
+            rewards.Derived(sent.reward, rewards.RECORDED if sent.reward is not None else "")
+            if is_open
+            else rewards.derive(sent.reward, steps, self.project.reward_aggregation)
+        )
+        judged = quality.assess(counted, sent.final_status)
+        findings = [*judged.findings]
+        findings.extend(quality.Finding("origin", False, told) for told in behaviour.findings)
+        if derived.finding:
+            findings.append(quality.Finding("reward", False, derived.finding))
+        findings.extend(said)
+        stamps = [payloads.utc(step.timestamp) for step in steps if step.timestamp is not None]
+        started = payloads.utc(sent.started_at) if sent.started_at else (stamps[0] if stamps else self.now)
+        ended = payloads.utc(sent.ended_at) if sent.ended_at else (stamps[-1] if stamps else None)
+        if stamps and (stamps[0] < started or (ended and stamps[-1] > ended) or stamps != sorted(stamps)):
             findings.append(quality.Finding("times", False, "step times run backwards or leave the trajectory's span"))
         if ended is not None and ended < started:
             ended = started
-        scenario_ref = payload.scenario_ref()
+        scenario_ref = sent.scenario_ref()
         scenario = self.scenarios[scenario_ref] if scenario_ref is not None else None
-        asked = payload.scenario.split if payload.scenario else None
+        asked = sent.scenario.split if sent.scenario else None
         if scenario is not None and asked is not None and scenarios.SPLITS[asked] != scenario.split:
             findings.append(
                 quality.Finding(
                     "split", False, f"its scenario is {scenario.split} here; the {asked} that was sent changes nothing"
                 )
             )
-        calls = list(payload.calls())
-        models = sorted({call.model for call in calls if call.model})
-        row = Row(
+        return Row(
             project_id=self.project.pk,
-            trajectory_id=payload.trajectory_id,
-            agent_id=self.agents[payload.agent_id],
+            trajectory_id=sent.trajectory_id,
+            agent_id=self.agents[sent.agent_id],
             scenario_id=scenario.pk if scenario else None,
-            role=payload.role or "",
-            declared_group_id=payload.group_id or "",
-            declared_group_size=payload.group_size,
-            episode_id=payload.episode_id or "",
-            parent_trajectory_id=payload.parent_trajectory_id or "",
-            parent_call=payload.parent_call,
-            retry_of=payload.retry_of or "",
-            is_evaluation=payload.is_evaluation or payload.evaluation_id is not None,
-            evaluation_id=payload.evaluation_id or "",
-            window=started.strftime("%Y-%m-%dT%H:00"),
+            role=sent.role or "",
+            declared_group_id=sent.group_id or "",
+            declared_group_size=sent.group_size,
+            episode_id=sent.episode_id or "",
+            parent_trajectory_id=sent.parent_trajectory_id or "",
+            parent_call=sent.parent_call,
+            retry_of=sent.retry_of or "",
+            is_evaluation=sent.is_evaluation or sent.evaluation_id is not None,
+            evaluation_id=sent.evaluation_id or "",
+            window=f"{started:%Y-%m-%dT%H}:00",
             started_at=started,
             ended_at=None if is_open else ended,
             last_step_at=self.now if is_open else None,
             state=State.OPEN if is_open else State.SEALED,
-            final_status=payload.final_status,
-            stop_reason=_column_text(payload.stop_reason or "", 200),
+            final_status=sent.final_status,
+            stop_reason=_column_text(sent.stop_reason, 200) if sent.stop_reason else "",
             reward=derived.reward,
-            reward_components=payload.reward_components,
+            reward_components=sent.reward_components,
             reward_source=derived.source,
             origin=behaviour.origin,
             behaviour=behaviour.behaviour,
-            model_names=[_column_text(name, ID_LENGTH) for name in models[:MODELS_KEPT]],
-            n_steps=len(payload.steps),
-            n_calls=len(calls),
-            n_trainable_calls=_trainable(calls, behaviour),
-            prompt_tokens=_sum(call.prompt_tokens for call in calls),
-            completion_tokens=_sum(call.completion_tokens for call in calls),
+            model_names=[_column_text(name, ID_LENGTH) for name in counted.models[:MODELS_KEPT]],
+            n_steps=counted.steps,
+            n_calls=counted.calls,
+            n_trainable_calls=n_trainable,
+            prompt_tokens=counted.prompt_tokens,
+            completion_tokens=counted.completion_tokens,
             fidelity=judged.fidelity,
             quality=judged.quality,
             findings=[{"check": one.check, "ok": one.ok, "detail": _column_text(one.detail, 1000)} for one in findings],
-            metrics=_numbers(payload.metrics),
+            metrics=_numbers(sent.metrics) if sent.metrics else {},
             source_format=source_format,
             content_hash="\\x" + content_hash.hex(),
             twin_hash="\\x" + twin_hash.hex(),
             raw_size=raw_size,
             shared_texts=[],
         )
-        return row, behaviour
 
     def place_texts(self, prepared: Iterable[Prepared]) -> None:
         """Make sure that the shared texts are there, and name them in the rows."""
@@ -354,11 +373,6 @@ def _trainable(calls: Sequence[LlmCallPayload], behaviour: origins.Behaviour) ->
         and not any(has_image(one) for one in (call.prompt_ref.append if call.prompt_ref else own_prompt(call)))
         for call, origin in zip(calls, behaviour.calls, strict=True)
     )
-
-
-def _sum(counts: Iterable[int | None]) -> int | None:
-    known = [one for one in counts if one is not None]
-    return sum(known) if known else None
 
 
 def _column_text(text: str, limit: int) -> str:
@@ -438,130 +452,14 @@ def shared_texts(project: Project, wanted: Mapping[bytes, segments.Text]) -> dic
     return found
 
 
-# --- the one statement -------------------------------------------------------------------------------------------
-
-_TYPES: Mapping[str, str] = {
-    "project_id": "int8",
-    "trajectory_id": "varchar",
-    "agent_id": "int8",
-    "scenario_id": "int8",
-    "role": "varchar",
-    "declared_group_id": "varchar",
-    "declared_group_size": "int4",
-    "episode_id": "varchar",
-    "parent_trajectory_id": "varchar",
-    "parent_call": "int4",
-    "retry_of": "varchar",
-    "is_superseded": "bool",
-    "is_evaluation": "bool",
-    "evaluation_id": "varchar",
-    "window": "varchar",
-    "started_at": "timestamptz",
-    "ended_at": "timestamptz",
-    "last_step_at": "timestamptz",
-    "state": "varchar",
-    "final_status": "varchar",
-    "stop_reason": "varchar",
-    "is_excluded": "bool",
-    "reward": "float8",
-    "reward_components": "jsonb",
-    "reward_source": "varchar",
-    "origin": "varchar",
-    "behaviour": "varchar",
-    "model_names": "varchar[]",
-    "n_steps": "int4",
-    "n_calls": "int4",
-    "n_trainable_calls": "int4",
-    "prompt_tokens": "int8",
-    "completion_tokens": "int8",
-    "fidelity": "varchar",
-    "quality": "float8",
-    "findings": "jsonb",
-    "metrics": "jsonb",
-    "source_format": "varchar",
-    "content_hash": "bytea",
-    "twin_hash": "bytea",
-    "raw_size": "int8",
-    "shared_texts": "int8[]",
-}
-_COLUMNS = ", ".join(f'"{name}"' for name in _TYPES)
-_RECORD = ", ".join(f'"{name}" {kind}' for name, kind in _TYPES.items())
-# S608: names and types are the constants above
-_WRITE = f"""
-    with incoming as (select * from json_to_recordset(%s::json) as r({_RECORD})),
-    fresh as (
-        insert into trajectories ({_COLUMNS})
-        select {_COLUMNS} from incoming i
-        where not exists (
-            select from tombstones t where t.project_id = i.project_id and t.trajectory_id = i.trajectory_id)
-        order by i.trajectory_id
-        on conflict (project_id, trajectory_id) do nothing
-        returning id, project_id, trajectory_id, state
-    ),
-    pieces as (
-        insert into trajectory_segments
-            (trajectory_id, seq, first_step, last_step, codec, raw_size, data, location, step_hashes)
-        select f.id, p.seq, p.first_step, p.last_step, 'zstd', p.raw_size, p.data, '', p.step_hashes
-        from unnest(%b::text[], %b::int4[], %b::int4[], %b::int4[], %b::int8[], %b::bytea[], %b::bytea[])
-            as p(trajectory_id, seq, first_step, last_step, raw_size, data, step_hashes)
-        join fresh f using (trajectory_id)
-    ),
-    taken_out as (
-        insert into redaction_counts (trajectory_id, rule, count)
-        select f.id, r.rule, r.count from unnest(%b::text[], %b::text[], %b::int4[]) as r(trajectory_id, rule, count)
-        join fresh f using (trajectory_id)
-    ),
-    queue as (
-        insert into indexing_work (trajectory_id, project_id)
-        select id, project_id from fresh where state = 'sealed'
-    )
-    select trajectory_id from fresh
-"""  # noqa: S608
-
-
-def _write(ready: Sequence[Prepared]) -> set[str]:
-    """One statement, and outside a transaction one commit. Returns the ids that are new."""
-    if not ready:
-        return set()
-    pieces = [
-        (one.row.trajectory_id, piece, step_hashes)
-        for one in ready
-        for piece, step_hashes in zip(one.pieces, one.step_hashes, strict=True)
-    ]
-    taken_out = [(one.row.trajectory_id, rule, count) for one in ready for rule, count in one.redactions.items()]
-    parameters = (
-        payloads.encode([one.row for one in ready]).decode(),
-        [trajectory_id for trajectory_id, _, _ in pieces],
-        [piece.seq for _, piece, _ in pieces],
-        [piece.first_step for _, piece, _ in pieces],
-        [piece.last_step for _, piece, _ in pieces],
-        [piece.raw_size for _, piece, _ in pieces],
-        [piece.data for _, piece, _ in pieces],
-        [step_hashes for _, _, step_hashes in pieces],
-        [trajectory_id for trajectory_id, _, _ in taken_out],
-        [rule for _, rule, _ in taken_out],
-        [count for _, _, count in taken_out],
-    )
-    connection.ensure_connection()
-    # psycopg's own cursor: parameters travel in binary and the statement is prepared once a connection;
-    # Django's would spell every byte of a segment as text.
-    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
-        cursor.execute(_WRITE, parameters)
-        return {row[0] for row in cursor.fetchall()}
-
-
 # --- ids that are taken ------------------------------------------------------------------------------------------
-
-
-def _settle(project: Project, incoming: Incoming) -> Recorded | Problem:
-    return _settle_many(project, [incoming])[0]
 
 
 def _settle_many(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem]:
     """What becomes of items whose id is taken."""
     if not items:
         return []
-    ids = {item.payload.trajectory_id for item in items}
+    ids = {item.envelope.trajectory_id for item in items}
     rows = {row.trajectory_id: row for row in Trajectory.objects.filter(project=project, trajectory_id__in=ids)}
     gone = set()
     if len(rows) < len(ids):
@@ -571,7 +469,7 @@ def _settle_many(project: Project, items: Sequence[Incoming]) -> list[Recorded |
     results: list[Recorded | Problem] = []
     key = bytes(project.hash_key)
     for item in items:
-        trajectory_id = item.payload.trajectory_id
+        trajectory_id = item.envelope.trajectory_id
         row = rows.get(trajectory_id)
         try:
             if row is None:
@@ -697,7 +595,7 @@ def _append(row: Trajectory, fresh: Sequence[StepPayload], rules: Sequence[redac
 
 def _check_open_bytes(row: Trajectory, pieces: Sequence[segments.Piece]) -> None:
     there = row.segments.aggregate(size=Sum("raw_size"))["size"] or 0
-    size = there + sum(piece.raw_size for piece in pieces)
+    size = there + sum(len(piece.raw) for piece in pieces)
     if size > limits.OPEN_BYTES:
         raise TooLarge(
             f"The steps of {row.trajectory_id} would have {size} bytes together; {limits.OPEN_BYTES} are allowed. End "
@@ -767,12 +665,12 @@ def _extend(project: Project, pk: int, item: Incoming, content_hash: bytes) -> R
             if bytes(row.content_hash) == content_hash or opening == content_hash:
                 return _told(row, "replay")
             raise Conflict(f"Trajectory {row.trajectory_id} was sealed meanwhile with other content.")
-        if row.agent.agent_id != item.payload.agent_id:
+        if row.agent.agent_id != item.envelope.agent_id:
             raise Conflict(f"Trajectory {row.trajectory_id} is of another agent.", pointer="/agent_id")
         stored = _stored_hashes(row)
         sent = [step_hash(step, key) for step in item.payload.steps]
         same = next((at for at, one in enumerate(stored) if at >= len(sent) or sent[at] != one), len(stored))
-        is_open = item.payload.final_status == "running"
+        is_open = item.envelope.final_status == "running"
         if same < min(len(stored), len(sent)) or (len(sent) < len(stored) and not is_open):
             raise Conflict(
                 f"Trajectory {row.trajectory_id} is open with {len(stored)} steps; step {same} is not what was sent "
@@ -817,14 +715,13 @@ def _seal(
     context = _Context(project, [payload])
     canonical = payloads.canonical(payload)
     late = row.reward if row.reward_source not in ("", rewards.RECORDED) else None  # came by PATCH while it ran
-    columns, behaviour = context.row(
+    columns, behaviour = context.row_of(
         payload,
         content_hash=content_hash,
         twin_hash=twin_hash,
         source_format=source_format,
         raw_size=len(canonical),
         nul=b"\\u0000" in canonical,
-        is_open=False,
     )
     packed = segments.pack(payload, behaviour.calls, key=context.key, derived_actions=derived_actions)
     pks = shared_texts(project, {text.text_hash: text for text in packed.texts})
@@ -897,8 +794,8 @@ def _add_pieces(row: Trajectory, pieces: Sequence[segments.Piece], step_hashes: 
             seq=piece.seq,
             first_step=piece.first_step,
             last_step=piece.last_step,
-            raw_size=piece.raw_size,
-            data=piece.data,
+            raw_size=len(piece.raw),
+            data=segments.compress(piece.raw),
             step_hashes=hashed,
         )
         for piece, hashed in zip(pieces, step_hashes, strict=True)

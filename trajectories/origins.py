@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from trajectories.formats.chat import ChatPayload
 from trajectories.models import ID_LENGTH, KnownVersion, Origin, Project
-from trajectories.payloads import LlmCallPayload, TrajectoryPayload
+from trajectories.payloads import Envelope, LlmCallPayload, TrajectoryPayload
 from trajectories.transcripts import OriginOfCall
 
 FOREIGN = "foreign:"
@@ -45,12 +46,15 @@ def known(project: Project, names: set[str]) -> dict[str, Known]:
     return found
 
 
-def claims(payload: TrajectoryPayload) -> set[str]:
-    """Every name in the payload that may be a version of the project."""
-    names: set[str | None] = {payload.policy_version}
-    for call in payload.calls():
-        names.add(call.model_version)
-        names.add(call.model)
+def claims(sent: Envelope) -> set[str]:
+    """Every name in it that may be a version of the project."""
+    names: set[str | None] = {sent.policy_version}
+    if isinstance(sent, ChatPayload):
+        names.add(sent.model)
+    elif isinstance(sent, TrajectoryPayload):
+        for call in sent.calls():
+            names.add(call.model_version)
+            names.add(call.model)
     return {name for name in names if name}
 
 
@@ -75,11 +79,10 @@ def of_call(call: LlmCallPayload, policy_version: str | None, versions: Mapping[
     return OriginOfCall(Origin.OWN, policy.version) if policy else OriginOfCall(Origin.UNKNOWN)
 
 
-def of(payload: TrajectoryPayload, versions: Mapping[str, Known]) -> Behaviour:
+def of(calls: Sequence[LlmCallPayload], policy_version: str | None, versions: Mapping[str, Known]) -> Behaviour:
     """Context calls count only when there are no others. Several own versions: the oldest, so that ages are honest."""
-    calls = list(payload.calls())
-    origins = tuple(of_call(call, payload.policy_version, versions) for call in calls)
-    findings = _contradictions(calls, origins, payload.policy_version, versions)
+    origins = tuple(of_call(call, policy_version, versions) for call in calls)
+    findings = _contradictions(calls, origins, policy_version, versions)
     counting = [(call, one) for call, one in zip(calls, origins, strict=True) if call.trainable is not False]
     counting = counting or list(zip(calls, origins, strict=True))
     kinds = {one.origin for _, one in counting}

@@ -14,7 +14,7 @@ from trajectories import limits, payloads, pressure, redaction
 from trajectories.errors import Gone, Invalid
 from trajectories.history import Actor
 from trajectories.models import Aggregation, IndexingWork, Project, RewardChange, Tombstone, Trajectory
-from trajectories.payloads import RewardBody, TrajectoryPayload
+from trajectories.payloads import RewardBody, StepPayload
 
 RECORDED = "recorded"
 
@@ -36,14 +36,14 @@ class Patched(msgspec.Struct, frozen=True, kw_only=True):
     waits_until: datetime | None = None
 
 
-def derive(payload: TrajectoryPayload, aggregation: str) -> Derived:
+def derive(given: float | None, steps: Sequence[StepPayload], aggregation: str) -> Derived:
     """The reward as given, else from the steps by the project's rule.
 
     Several non-zero step rewards without a rule give None: summing what may be state scores can invert a ranking.
     """
-    if payload.reward is not None:
-        return Derived(payload.reward, RECORDED)
-    known = [step.reward for step in payload.steps if step.reward is not None]
+    if given is not None:
+        return Derived(given, RECORDED)
+    known = [step.reward for step in steps if step.reward is not None]
     if not known:
         return Derived(None, "")
     if aggregation:

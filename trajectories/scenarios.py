@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 from django.db import connection, transaction
 
-from trajectories import history, payloads, pressure, redaction
-from trajectories.early_commit import committed_early
+from trajectories import history, payloads, pressure, redaction, statements
 from trajectories.errors import Invalid
 from trajectories.history import Actor
 from trajectories.models import Project, Scenario, Split
@@ -45,13 +44,12 @@ def ensure(project: Project, wanted: Mapping[str, ScenarioPayload | None]) -> di
             found[scenario_id] = seen
     missing = {key: value for key, value in wanted.items() if key not in found}
     if missing:
-        with committed_early():
-            made = _make(project, missing)
+        made = _make(project, missing)
         found.update(made)
         if not connection.in_atomic_block:  # what is rolled back must not be remembered
             if len(_seen) > 200_000:
                 _seen.clear()
-            _seen.update({(project.pk, key): found[key] for key in missing})
+            _seen.update({(project.pk, key): made[key] for key in missing})
     return found
 
 
@@ -59,39 +57,73 @@ def forget() -> None:
     _seen.clear()
 
 
+class _New(msgspec.Struct):
+    """The columns of a scenario that is seen for the first time."""
+
+    scenario_id: str
+    description: str
+    split: str
+    split_given: bool
+    metadata: object
+
+
+_ENSURE = """
+    with wanted as (
+        select * from json_to_recordset(%s::json)
+            as w(scenario_id varchar, description text, split varchar, split_given bool, metadata jsonb)
+    ),
+    made as (
+        insert into scenarios (project_id, scenario_id, description, split, split_given, metadata)
+        select %s, scenario_id, description, split, split_given, metadata from wanted w
+        where not exists (select from scenarios s where s.project_id = %s and s.scenario_id = w.scenario_id)
+        order by scenario_id
+        on conflict (project_id, scenario_id) do nothing
+        returning id, scenario_id, split, description
+    )
+    select scenario_id, id, split, description <> '' from made
+    union all
+    select s.scenario_id, s.id, s.split, s.description <> ''
+    from scenarios s join wanted w using (scenario_id) where s.project_id = %s
+"""
+
+
 def _make(project: Project, wanted: Mapping[str, ScenarioPayload | None]) -> dict[str, Seen]:
     rules = redaction.rules(project)
-    present = {row.scenario_id: row for row in Scenario.objects.filter(project=project, scenario_id__in=list(wanted))}
-    new = sorted(set(wanted) - set(present))
-    if new:
-        Scenario.objects.bulk_create(
-            (_row(project, scenario_id, wanted[scenario_id], rules) for scenario_id in new), ignore_conflicts=True
-        )
-        present.update((row.scenario_id, row) for row in Scenario.objects.filter(project=project, scenario_id__in=new))
-    for scenario_id, row in present.items():
-        inline = wanted[scenario_id]
-        if inline is not None and inline.description and not row.description and scenario_id not in new:
-            row.description = redaction.text(inline.description, rules)
-            metadata = redaction.value(inline.metadata, rules)
-            if isinstance(metadata, dict):
-                row.metadata = {**metadata, **row.metadata}
-            Scenario.objects.filter(pk=row.pk, description="").update(
-                description=row.description, metadata=row.metadata
-            )
-    return {key: Seen(row.pk, row.split, bool(row.description)) for key, row in present.items()}
+    new = {key: _new(project, key, inline, rules) for key, inline in wanted.items()}
+    found: dict[str, Seen] = {}
+    while missing := [one for key, one in new.items() if key not in found]:  # again: another request is making it too
+        parameters = (payloads.encode(missing).decode(), project.pk, project.pk, project.pk)
+        for scenario_id, pk, split, told in statements.fetch_early(_ENSURE, parameters):
+            assert isinstance(scenario_id, str) and isinstance(pk, int) and isinstance(split, str)
+            found[scenario_id] = Seen(pk, split, bool(told))
+    for scenario_id, one in new.items():
+        if one.description and not found[scenario_id].described:
+            _describe(found[scenario_id].pk, one)
+            found[scenario_id] = msgspec.structs.replace(found[scenario_id], described=True)
+    return found
 
 
-def _row(project: Project, scenario_id: str, inline: ScenarioPayload | None, rules: list[redaction.Rule]) -> Scenario:
+def _new(project: Project, scenario_id: str, inline: ScenarioPayload | None, rules: list[redaction.Rule]) -> _New:
     given = inline.split if inline else None
     metadata = redaction.value(inline.metadata, rules) if inline else {}
-    return Scenario(
-        project=project,
-        scenario_id=scenario_id,
-        description=redaction.text(inline.description or "", rules) if inline else "",
-        metadata=metadata if isinstance(metadata, dict) else {},
-        split=SPLITS[given] if given else split_of(project, scenario_id),
-        split_given=given is not None,
+    return _New(
+        scenario_id,
+        redaction.text(inline.description or "", rules) if inline else "",
+        SPLITS[given] if given else split_of(project, scenario_id),
+        given is not None,
+        metadata if isinstance(metadata, dict) else {},
     )
+
+
+def _describe(pk: int, told: _New) -> None:
+    """Fill a description that was missing; metadata that is there stays."""
+    with transaction.atomic():
+        row = Scenario.objects.select_for_update().get(pk=pk)
+        if not row.description:
+            row.description = told.description
+            if isinstance(told.metadata, dict):
+                row.metadata = {**told.metadata, **(row.metadata or {})}
+            row.save(update_fields=["description", "metadata"])
 
 
 def put(project: Project, scenario_id: str, body: ScenarioBody, *, by: Actor) -> tuple[Scenario, bool]:

@@ -6,6 +6,7 @@ no steps (first 0, last -1) and a page of a long run opens one other segment.
 """
 
 import hashlib
+import hmac
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,12 +16,12 @@ from django.core.files.storage import storages
 
 from trajectories import payloads
 from trajectories.formats import messages as messages_format
+from trajectories.formats.chat import SHARED_BYTES, Chat, ChatPayload
 from trajectories.models import SharedText, Trajectory, TrajectorySegment
 from trajectories.payloads import LlmCallPayload, Message, PromptRef, StepPayload, TrajectoryPayload
 from trajectories.transcripts import OriginOfCall, answer_as_sent
 
 SEGMENT_BYTES = 256 * 1024  # of JSON before compression; one step alone may be larger
-SHARED_BYTES = 400  # a shorter text is cheaper kept where it stands
 LOOK_BACK = 4  # earlier calls whose prompt may be the beginning of this one's
 LEVEL = 3
 
@@ -54,9 +55,21 @@ class StoredHeader(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     derived_actions: bool = False  # actions are made from the tool messages again
 
 
+class StoredChat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A plain conversation, as it was sent (formats/chat.py), without reward, inline scenario and shared texts."""
+
+    sent: messages_format.MessagesPayload
+    system: int | None = None  # the content of messages[0] is this shared text
+    tools_text: int | None = None
+    origins: tuple[OriginOfCall, ...] = ()
+
+
 class StoredSegment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Header and steps, or in place of both a conversation."""
+
     header: StoredHeader | None = None
     steps: tuple[StoredStep, ...] = ()
+    chat: StoredChat | None = None
 
 
 class LoadedPayload(TrajectoryPayload, frozen=True, kw_only=True):
@@ -79,8 +92,7 @@ class Piece(msgspec.Struct, frozen=True):
     seq: int
     first_step: int
     last_step: int
-    raw_size: int
-    data: bytes
+    raw: bytes  # JSON, compressed when it is written
 
 
 class Packed(msgspec.Struct, frozen=True):
@@ -99,6 +111,15 @@ def compress(raw: bytes) -> bytes:
     return packed
 
 
+def compress_many(raws: Sequence[bytes]) -> list[bytes]:
+    """The same of many, all in one call without Python's lock: other threads go on meanwhile."""
+    if len(raws) < 2 or not hasattr(zstandard.ZstdCompressor, "multi_compress_to_buffer"):
+        return [compress(raw) for raw in raws]
+    compress(b"")  # makes the thread's compressor
+    packed = _local.compressor.multi_compress_to_buffer(list(raws), threads=0)
+    return [packed[at].tobytes() for at in range(len(raws))]
+
+
 def decompress(data: bytes, raw_size: int) -> bytes:
     if not hasattr(_local, "decompressor"):
         _local.decompressor = zstandard.ZstdDecompressor()
@@ -115,11 +136,11 @@ class _Texts:
         self.new: list[Text] = []
         self.last_tools: tuple[Tools, int | None] | None = None
 
-    def place(self, kind: str, raw: bytes) -> int | None:
-        """Where the text will be found, or None when it is too short to share."""
+    def place(self, kind: str, raw: bytes, digest: bytes = b"") -> int | None:
+        """Where the text will be found, or None when it is too short to share. `digest`: its SHA-256, if known."""
         if len(raw) < SHARED_BYTES:
             return None
-        text_hash = hashlib.blake2b(raw, key=self.key, digest_size=32).digest()
+        text_hash = hmac.digest(self.key, digest or hashlib.sha256(raw).digest(), "sha256")
         place = self.places.get(text_hash)
         if place is None:
             place = self.places[text_hash] = len(self.places)
@@ -161,6 +182,34 @@ def pack(
     return Packed((_piece(0, 0, whole, [], with_header=True), *_pieces(1, 0, parts)), tuple(texts.new))
 
 
+class _Chat(msgspec.Struct, omit_defaults=True):
+    """StoredChat on the way in: its messages are JSON already."""
+
+    sent: ChatPayload
+    system: int | None = None
+    tools_text: int | None = None
+    origins: tuple[OriginOfCall, ...] = ()
+
+
+def pack_chat(chat: Chat, steps: int, origins: Sequence[OriginOfCall], *, key: bytes) -> Packed:
+    """A plain conversation of so many steps in one segment."""
+    texts = _Texts(key)
+    sent = chat.sent
+    shared_tools = texts.tools(sent.tools) if sent.tools else None
+    bare = msgspec.structs.replace(
+        sent,
+        reward=None,
+        reward_components={},
+        scenario=None,
+        scenario_id=sent.scenario_ref(),
+        tools=None if shared_tools is not None else sent.tools,
+        messages=msgspec.Raw(chat.body),
+    )
+    system = texts.place("system", chat.system.raw, chat.system.digest) if chat.system else None
+    raw = b'{"chat":%b}' % payloads.encode(_Chat(bare, system, shared_tools, tuple(origins[:1])))
+    return Packed((Piece(0, 0, steps - 1, raw),), tuple(texts.new))
+
+
 def pack_header(payload: TrajectoryPayload) -> Piece:
     """The header of an open trajectory; sealing makes it anew."""
     bare = msgspec.structs.replace(
@@ -191,7 +240,7 @@ def _piece(seq: int, first_step: int, header: bytes, steps: Sequence[bytes], *, 
     """One segment from JSON that is made already: encoding the steps twice would cost as much as compressing them."""
     head = header[:-1] + (b"," if steps else b"") if with_header else b"{"
     raw = head + (b'"steps":[' + b",".join(steps) + b"]" if steps else b"") + b"}"
-    return Piece(seq, first_step, first_step + len(steps) - 1, len(raw), compress(raw))
+    return Piece(seq, first_step, first_step + len(steps) - 1, raw)
 
 
 def _compact(steps: Sequence[StepPayload], texts: _Texts) -> list[StepPayload]:
@@ -302,6 +351,8 @@ def _unpack(
     stored: list[StoredStep] = []
     for row in rows:
         segment = _decoder.decode(raw_of(row))
+        if segment.chat is not None:
+            return _loaded(trajectory, _of_chat(segment.chat, texts), segment.chat.origins)
         header = header or segment.header
         stored.extend(segment.steps)
     if header is None:
@@ -310,26 +361,34 @@ def _unpack(
     told = header.payload
     if header.derived_actions and with_actions:
         steps = messages_format.with_actions(steps, told.closing_messages)
-    n_calls = sum(len(step.llm_calls) for step in steps)
-    origins = header.origins * n_calls if len(header.origins) == 1 else header.origins
     tools = told.tools
     if header.tools_text is not None:
         tools = msgspec.json.decode(texts[header.tools_text], type=Tools)
-    fields = {name: getattr(told, name) for name in TrajectoryPayload.__struct_fields__}
+    return _loaded(trajectory, msgspec.structs.replace(told, steps=tuple(steps), tools=tools), header.origins)
+
+
+def _loaded(trajectory: Trajectory, told: TrajectoryPayload, origins: tuple[OriginOfCall, ...]) -> LoadedPayload:
+    """With what the row knows better: the reward."""
+    if len(origins) == 1:
+        origins *= sum(len(step.llm_calls) for step in told.steps)
     components = {
         str(name): float(value) if isinstance(value, int | float) else None
         for name, value in (trajectory.reward_components or {}).items()
     }
-    return LoadedPayload(
-        **{
-            **fields,
-            "steps": tuple(steps),
-            "tools": tools,
-            "reward": trajectory.reward,
-            "reward_components": components,
-            "origins": origins,
-        }
-    )
+    fields = {name: getattr(told, name) for name in TrajectoryPayload.__struct_fields__}
+    fields |= {"reward": trajectory.reward, "reward_components": components}
+    return LoadedPayload(**fields, origins=origins)
+
+
+def _of_chat(chat: StoredChat, texts: Sequence[bytes]) -> TrajectoryPayload:
+    """A shared text that is not in `texts` is left out."""
+    sent = chat.sent
+    if chat.system is not None and chat.system < len(texts) and sent.messages:
+        first, *rest = sent.messages
+        sent = msgspec.structs.replace(sent, messages=({**first, "content": texts[chat.system].decode()}, *rest))
+    if chat.tools_text is not None and chat.tools_text < len(texts):
+        sent = msgspec.structs.replace(sent, tools=msgspec.json.decode(texts[chat.tools_text], type=Tools))
+    return messages_format.convert(sent)
 
 
 def _expand(stored: Sequence[StoredStep], texts: Sequence[bytes]) -> tuple[StepPayload, ...]:
@@ -387,7 +446,10 @@ def page(row: TrajectorySegment, texts: Sequence[bytes] = ()) -> tuple[StepPaylo
     """The steps of one segment alone, for a page of a long run: a prompt that goes on from a call in another segment
     is given as a reference to it with what it adds."""
     steps: list[StepPayload] = []
-    for step in _decoder.decode(raw_of(row)).steps:
+    segment = _decoder.decode(raw_of(row))
+    if segment.chat is not None:
+        return _of_chat(segment.chat, texts).steps
+    for step in segment.steps:
         calls: list[LlmCallPayload] = []
         for call in step.llm_calls:
             fields = {name: getattr(call, name) for name in _CALL_FIELDS}

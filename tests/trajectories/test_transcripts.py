@@ -7,13 +7,17 @@ import pytest
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import formats, ingestion, payloads, quality, segments, transcripts
+from trajectories import census, formats, ingestion, payloads, quality, segments, transcripts
 from trajectories.models import Trajectory
 from trajectories.payloads import LlmCallPayload, Message, TrajectoryPayload
 
 
 def read(body: recordings.Body, name: str = "native") -> TrajectoryPayload:
     return formats.incoming(json.dumps(body).encode(), name).payload
+
+
+def assess(payload: TrajectoryPayload) -> quality.Assessment:
+    return quality.assess(census.of(payload), payload.final_status)
 
 
 def user(text: str) -> Message:
@@ -64,7 +68,7 @@ def test_system_and_user_prompts_are_two_messages() -> None:
     payload = with_calls({"system_prompt": "s", "user_prompt": "u", "response": "r"})
 
     assert transcripts.histories(payload)[0].messages == [{"role": "system", "content": "s"}, user("u"), said("r")]
-    assert quality.fidelity(payload)[0] == "text"
+    assert quality.fidelity(census.of(payload))[0] == "text"
 
 
 def test_a_call_that_failed_leaves_no_answer() -> None:
@@ -155,16 +159,16 @@ def test_images_are_not_trainable() -> None:
     payload = with_calls({"messages": [picture], "response": "a cat"})
 
     assert [call.trainable for call in transcripts.histories(payload)[0].calls] == [False]
-    assert "images" in str(quality.assess(payload).findings)
+    assert "images" in str(assess(payload).findings)
 
 
 def test_quality_leaves_out_what_does_not_apply() -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
-    whole = quality.assess(read(recordings.native(tools=tools)))
+    whole = assess(read(recordings.native(tools=tools)))
     assert (whole.quality, whole.findings) == (1.0, ())
 
-    assert quality.assess(read(recordings.native(steps=[]))).quality < 0.5
-    cut = quality.assess(read(recordings.native(final_status="truncated_steps")))
+    assert assess(read(recordings.native(steps=[]))).quality < 0.5
+    cut = assess(read(recordings.native(final_status="truncated_steps")))
     assert [one.check for one in cut.findings] == ["not_truncated"]
     assert 0.5 < cut.quality < 1
 

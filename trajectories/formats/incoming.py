@@ -1,30 +1,83 @@
 """What every format ends in: the native payload, and what of it makes its identity."""
 
-import hashlib
+import hmac
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from trajectories import payloads
 from trajectories.payloads import Envelope, TrajectoryPayload
 
+if TYPE_CHECKING:
+    from trajectories.formats.chat import Chat
 
-class Incoming(msgspec.Struct, frozen=True, kw_only=True):
-    """A trajectory as it came in, not yet redacted, no default filled in."""
 
-    payload: TrajectoryPayload
-    canonical: bytes  # of what was received, without id, reward and judgments
-    source_format: str
-    derived_actions: bool = False  # the actions are what `messages.with_actions` makes of the messages: not stored
-    made_id: bool = False  # made of the file's name and the place in it: other content may come under it
+class Incoming:
+    """A trajectory as it came in, not yet redacted, no default filled in.
+
+    A plain conversation comes as `chat`, which is stored as it is; its payload is made only for whoever asks.
+    """
+
+    __slots__ = (
+        "_make",
+        "_payload",
+        "canonical",
+        "chat",
+        "derived_actions",
+        "envelope",
+        "made_id",
+        "source_format",
+    )
+
+    def __init__(
+        self,
+        *,
+        payload: TrajectoryPayload | None = None,
+        canonical: bytes,
+        source_format: str,
+        derived_actions: bool = False,
+        made_id: bool = False,
+        chat: "Chat | None" = None,
+        make: Callable[[], TrajectoryPayload] | None = None,
+    ) -> None:
+        envelope = payload if payload is not None else chat.sent if chat is not None else None
+        assert envelope is not None, "a payload, or a chat and the way to make one"
+        self.envelope: Envelope = envelope
+        self.canonical = canonical  # of what was received, without id, reward and judgments
+        self.source_format = source_format
+        self.derived_actions = derived_actions  # are what `messages.with_actions` makes of the messages: not stored
+        self.made_id = made_id  # of the file's name and the place in it: other content may come under it
+        self.chat = chat
+        self._payload = payload
+        self._make = make
+
+    @property
+    def payload(self) -> TrajectoryPayload:
+        if self._payload is None:
+            assert self._make is not None
+            self._payload = self._make()
+        return self._payload
+
+    def under(self, trajectory_id: str) -> "Incoming":
+        """The same content under another id."""
+        return Incoming(
+            payload=msgspec.structs.replace(self.payload, trajectory_id=trajectory_id),
+            canonical=self.canonical,
+            source_format=self.source_format,
+            derived_actions=self.derived_actions,
+            made_id=self.made_id,
+        )
 
     def hashes(self, key: bytes) -> tuple[bytes, bytes]:
         """(content hash, twin hash), 32 bytes each: keyed, so that they tell nothing of a guessed content."""
-        return hashes(key, self.canonical, self.payload.trajectory_id)
+        return hashes(key, self.canonical, self.envelope.trajectory_id)
 
 
 def hashes(key: bytes, canonical: bytes, trajectory_id: str) -> tuple[bytes, bytes]:
-    twin = hashlib.blake2b(canonical, key=key, digest_size=32).digest()
-    return hashlib.blake2b(twin + trajectory_id.encode(), key=key, digest_size=32).digest(), twin
+    """HMAC-SHA-256, which processors have in silicon: half the time of BLAKE2b."""
+    twin = hmac.digest(key, canonical, "sha256")
+    return hmac.digest(key, twin + trajectory_id.encode(), "sha256"), twin
 
 
 def identity(envelope: Envelope) -> bytes:

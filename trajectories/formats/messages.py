@@ -7,11 +7,13 @@ the call before), and, with the tool results that follow it, its action. What fo
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 
 import msgspec
 
 from trajectories import limits, payloads
 from trajectories.errors import Invalid, Problem, TooLarge
+from trajectories.formats import chat
 from trajectories.formats.incoming import Incoming, identity
 from trajectories.payloads import (
     ActionCallPayload,
@@ -75,7 +77,17 @@ def recognises(value: object) -> bool:
 
 def decode(raw: bytes) -> Incoming:
     """Raises Invalid, TooLarge: with pointer and limit."""
-    return _incoming(payloads.decode(raw, MessagesPayload))
+    plain = chat.decode(raw)
+    packed = chat.pack(plain) if plain is not None else None
+    if packed is None:
+        return _incoming(payloads.decode(raw, MessagesPayload))
+    payloads.check(packed.sent)
+    return Incoming(
+        chat=packed,
+        canonical=chat.identity(packed.sent, packed.body, packed.system),
+        source_format="messages",
+        make=partial(_of_chat, packed.sent),
+    )
 
 
 def read(value: object, *, source: str) -> Iterator[Incoming | Problem]:
@@ -93,7 +105,19 @@ def _incoming(sent: MessagesPayload) -> Incoming:
     payloads.check(sent)
     payload = convert(sent)
     payloads.check_steps(payload.steps)
-    return Incoming(payload=payload, canonical=identity(sent), source_format=NAME, derived_actions=True)
+    return Incoming(payload=payload, canonical=_identity(sent), source_format=NAME, derived_actions=True)
+
+
+def _identity(sent: MessagesPayload) -> bytes:
+    """One conversation has the same identity whichever way it was read (chat.py)."""
+    if sent.messages is None:
+        return identity(sent)
+    return chat.identity(sent, *chat.split(sent.messages))
+
+
+def _of_chat(sent: chat.ChatPayload) -> TrajectoryPayload:
+    told = {field: getattr(sent, field) for field in Envelope.__struct_fields__}
+    return convert(MessagesPayload(**told, messages=msgspec.to_builtins(sent.messages), model=sent.model))
 
 
 def convert(sent: MessagesPayload) -> TrajectoryPayload:

@@ -1,0 +1,198 @@
+"""What the checks of a recording need to know of it, counted in one pass.
+
+A plain conversation (formats/chat.py) and a payload with the same content have the same census.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import UNSET
+
+from trajectories.payloads import LlmCallPayload, Message, StepPayload, TrajectoryPayload
+from trajectories.transcripts import has_image, is_answered, own_prompt, text_of
+
+if TYPE_CHECKING:
+    from trajectories.formats.chat import ChatMessage, ChatPayload
+
+SUBSTANTIAL = 20  # characters of a first prompt, all messages together
+
+
+class Census(msgspec.Struct, kw_only=True):
+    """Counts over one trajectory. A *head* is a call whose prompt goes on from no other."""
+
+    steps: int = 0
+    steps_with_calls: int = 0
+    calls: int = 0
+    heads: int = 0
+    heads_substantial: int = 0
+    heads_with_system: int = 0
+    unfailed: int = 0  # calls without an error
+    unfailed_answered: int = 0
+    accesses: int = 0
+    accesses_with_data: int = 0
+    actions: int = 0
+    actions_with_result: int = 0  # the last one counts as answered: it ends the episode in many environments
+    tool_users: int = 0  # calls that call tools
+    tool_users_told: int = 0  # … whose definitions are known
+    sampled: int = 0  # calls that are not context
+    sampled_known: int = 0  # … with their temperature
+    candidates: int = 0  # calls with an answer that are not context
+    candidates_with_messages: int = 0
+    candidates_exact: int = 0  # … with whole token ids and log-probabilities
+    token_faults: tuple[str, ...] = ()
+    has_images: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    models: tuple[str, ...] = ()
+
+
+def of(payload: TrajectoryPayload) -> Census:
+    """The census of a payload."""
+    found = Census(steps=len(payload.steps))
+    faults: set[str] = set()
+    models: set[str] = set()
+    last_answered = True
+    for step in payload.steps:
+        if step.llm_calls:
+            found.steps_with_calls += 1
+            for call in step.llm_calls:
+                _count_call(found, call, bool(payload.tools), faults)
+                if call.model:
+                    models.add(call.model)
+        for access in step.provider_accesses:
+            found.accesses += 1
+            found.accesses_with_data += access.data not in (None, {}, [], "")
+        if step.action is not None:
+            found.actions += 1
+            last_answered = _answered(step)
+            found.actions_with_result += last_answered
+    found.actions_with_result += not last_answered
+    found.token_faults = tuple(sorted(faults))
+    found.models = tuple(sorted(models))
+    return found
+
+
+def _count_call(found: Census, call: LlmCallPayload, tools: bool, faults: set[str]) -> None:
+    found.calls += 1
+    answered = is_answered(call)
+    new: Sequence[Message]
+    if call.prompt_ref is None:
+        new = own_prompt(call)
+        ids = bool(call.prompt_token_ids)
+        found.heads += 1
+        found.heads_substantial += ids or sum(len(text_of(one)) for one in new) >= SUBSTANTIAL
+        found.heads_with_system += ids or any(one.get("role") in ("system", "developer") for one in new[:2])
+    else:
+        new = call.prompt_ref.append
+    found.has_images = found.has_images or any(map(has_image, new))
+    if call.error is None:
+        found.unfailed += 1
+        found.unfailed_answered += answered
+    if call.tool_calls:
+        found.tool_users += 1
+        found.tool_users_told += bool(call.tools) or tools
+    if call.prompt_tokens is not None:
+        found.prompt_tokens = (found.prompt_tokens or 0) + call.prompt_tokens
+    if call.completion_tokens is not None:
+        found.completion_tokens = (found.completion_tokens or 0) + call.completion_tokens
+    if call.trainable is False:
+        return
+    found.sampled += 1
+    found.sampled_known += call.temperature is not None
+    if answered:
+        found.candidates += 1
+        found.candidates_with_messages += call.messages is not None or call.prompt_ref is not None
+        fault = token_fault(call)
+        if fault is None:
+            found.candidates_exact += 1
+        elif fault:
+            faults.add(fault)
+
+
+def _answered(step: StepPayload) -> bool:
+    """A result, an error, a success mark, a step reward or, of tool calls, at least one result."""
+    action = step.action
+    return action is not None and (
+        action.success is not None
+        or action.result is not None
+        or action.error is not None
+        or step.reward is not None
+        or any(call.result is not None or call.error is not None for call in action.calls)
+    )
+
+
+def token_fault(call: LlmCallPayload) -> str | None:
+    """None: ids and log-probabilities are whole; "": there are none; else what is wrong with them."""
+    if call.token_ids is None and call.logprobs is None:
+        return ""
+    if not call.token_ids:
+        return "token ids are missing or empty where log-probabilities are given"
+    if call.logprobs is None:
+        return "token ids came without log-probabilities"
+    if len(call.logprobs) != len(call.token_ids):
+        return "log-probabilities and token ids differ in number"
+    if any(one is None or not math.isfinite(one) or one > 1e-6 for one in call.logprobs):
+        return "some log-probabilities are null, not finite or above 0"
+    if not call.prompt_token_ids:
+        return "token ids came without those of the prompt"
+    return None
+
+
+def of_chat(sent: "ChatPayload") -> Census:
+    """The same of a plain conversation, without making its calls."""
+    calls = context = answered = answered_context = actions = resulted = 0
+    head = 0  # characters before the first answer
+    with_system = False
+    wanted: list[object] = []  # ids of the latest tool calls that have no result yet
+    last_resulted = True  # the latest action has one
+    for place, message in enumerate(sent.messages):
+        role = message.role
+        if role == "assistant":
+            calls += 1
+            is_context = message.weight == 0
+            context += is_context
+            wanted = []
+            if message.tool_calls:
+                actions += 1
+                last_resulted = False
+                wanted = [one.id for one in message.tool_calls]
+            if message.tool_calls or message.content:
+                answered += 1
+                answered_context += is_context
+        elif calls == 0:
+            if message.content:
+                head += len(message.content)
+            with_system = with_system or (place < 2 and role in ("system", "developer"))
+        elif wanted and role == "tool" and _takes(message, wanted) and not last_resulted:
+            resulted += 1
+            last_resulted = True
+    return Census(
+        steps=calls,
+        steps_with_calls=calls,
+        calls=calls,
+        heads=1 if calls else 0,
+        heads_substantial=1 if calls and head >= SUBSTANTIAL else 0,
+        heads_with_system=1 if calls and with_system else 0,
+        unfailed=calls,
+        unfailed_answered=answered,
+        actions=actions,
+        actions_with_result=resulted + (not last_resulted),
+        tool_users=actions,
+        tool_users_told=actions if sent.tools else 0,
+        sampled=calls - context,
+        candidates=answered - answered_context,
+        candidates_with_messages=answered - answered_context,
+        models=(sent.model,) if calls and sent.model else (),
+    )
+
+
+def _takes(message: "ChatMessage", wanted: list[object]) -> bool:
+    """Whether the tool message has a result for a call that waits: the first of its id, as in messages.py."""
+    asked = message.tool_call_id
+    at = next((at for at, one in enumerate(wanted) if asked is UNSET or one == asked), None)
+    if at is None:
+        return False
+    del wanted[at]
+    return isinstance(message.content, str)
