@@ -85,13 +85,14 @@ def load(
     report.files += 1
     waiting: list[tuple[Place, Incoming]] = []
     size = 0
+    seen: dict[str, int] = {}
     try:
         for place, item in items(path, name):
             if isinstance(item, Problem):
                 _fail(report, path, place, item.detail)
                 progress(report)
                 continue
-            waiting.append((place, item))
+            waiting.append((place, _again(item, seen) if item.made_id else item))
             size += len(item.canonical)
             if len(waiting) >= ingestion.CHUNK or size > limits.ITEM_BYTES:
                 _record(project, path, waiting, report)
@@ -101,6 +102,13 @@ def load(
         _fail(report, path, None, str(exc) or type(exc).__name__)
     _record(project, path, waiting, report)
     progress(report)
+
+
+def _again(item: Incoming, seen: dict[str, int]) -> Incoming:
+    """A row that stands in a file twice is two attempts: the second is given a number."""
+    trajectory_id = item.payload.trajectory_id
+    count = seen[trajectory_id] = seen.get(trajectory_id, 0) + 1
+    return item if count == 1 else item.under(lenient.identifier(f"{trajectory_id}~{count}"))
 
 
 def _record(project: Project, path: Path, waiting: list[tuple[Place, Incoming]], report: Report) -> None:
@@ -122,10 +130,14 @@ def _recorded(project: Project, items: list[Incoming]) -> list[ingestion.Recorde
     outcomes = _each(project, items)
     again = [at for at, one in enumerate(outcomes) if isinstance(one, Conflict) and items[at].made_id]
     if again:
-        renamed = [_by_content(items[at]) for at in again]
+        renamed = [items[at].under(_with_content(items[at])) for at in again]
         for at, one in zip(again, _each(project, renamed), strict=True):
             outcomes[at] = one
     return outcomes
+
+
+def _with_content(item: Incoming) -> str:
+    return lenient.identifier(f"{item.payload.trajectory_id}~{lenient.digest(item.canonical.hex())[:8]}")
 
 
 def _each(project: Project, items: list[Incoming]) -> list[ingestion.Recorded | Problem]:
@@ -140,11 +152,6 @@ def _each(project: Project, items: list[Incoming]) -> list[ingestion.Recorded | 
             logger.exception("%s could not be recorded", items[0].payload.trajectory_id)
             return [Invalid(f"This could not be recorded ({type(exc).__name__}): {exc}"[:500])]
     return [one for item in items for one in _each(project, [item])]
-
-
-def _by_content(item: Incoming) -> Incoming:
-    trajectory_id = lenient.identifier(f"{item.payload.trajectory_id}~{lenient.digest(item.canonical.hex())[:8]}")
-    return item.under(trajectory_id)
 
 
 def _fail(report: Report, path: Path, place: Place, detail: str) -> None:

@@ -341,8 +341,8 @@ class _Context:
             n_steps=counted.steps,
             n_calls=counted.calls,
             n_trainable_calls=n_trainable,
-            prompt_tokens=counted.prompt_tokens,
-            completion_tokens=counted.completion_tokens,
+            prompt_tokens=_tokens(counted.prompt_tokens, sent, "prompt_tokens"),
+            completion_tokens=_tokens(counted.completion_tokens, sent, "completion_tokens"),
             fidelity=judged.fidelity,
             quality=judged.quality,
             findings=[{"check": one.check, "ok": one.ok, "detail": _column_text(one.detail, 1000)} for one in findings],
@@ -373,6 +373,14 @@ def _trainable(calls: Sequence[LlmCallPayload], behaviour: origins.Behaviour) ->
         and not any(has_image(one) for one in (call.prompt_ref.append if call.prompt_ref else own_prompt(call)))
         for call, origin in zip(calls, behaviour.calls, strict=True)
     )
+
+
+def _tokens(counted: int | None, payload: Envelope, name: str) -> int | None:
+    """What the calls tell; where none does, the total among the trajectory's metrics."""
+    total = payload.metrics.get(name)
+    if counted is None and type(total) is int and 0 <= total < 2**63:
+        return total
+    return counted
 
 
 def _column_text(text: str, limit: int) -> str:

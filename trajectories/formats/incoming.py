@@ -47,7 +47,7 @@ class Incoming:
         self.canonical = canonical  # of what was received, without id, reward and judgments
         self.source_format = source_format
         self.derived_actions = derived_actions  # are what `messages.with_actions` makes of the messages: not stored
-        self.made_id = made_id  # of the file's name and the place in it: other content may come under it
+        self.made_id = made_id  # not the sender's: in a file it may stand for several runs, which get numbers then
         self.chat = chat
         self._payload = payload
         self._make = make
