@@ -20,7 +20,7 @@ import msgspec
 
 from trajectories import payloads
 from trajectories.errors import Invalid, Problem
-from trajectories.formats import lenient, messages, native, nemo_gym, tau_bench
+from trajectories.formats import art, atif, lenient, messages, native, nemo_gym, tau_bench
 from trajectories.formats.incoming import Incoming
 
 
@@ -72,6 +72,8 @@ MODULES: tuple[Reads | Gathers | OpensFiles, ...] = (
     # The first that recognises a document reads it: those that ask for more stand before those that ask for less.
     tau_bench,
     nemo_gym,
+    atif,
+    art,
     native,
     messages,
 )

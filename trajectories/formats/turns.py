@@ -96,3 +96,15 @@ def with_tokens(turn: Answer, prompt: object, written: object) -> Answer:
 
 def _count(value: object) -> int | None:
     return value if isinstance(value, int) else None
+
+
+def shown(message: Mapping[str, object]) -> Message:
+    """A message that is not an answer, with a role and content that we keep as they are."""
+    made = dict(message)
+    if not isinstance(made.get("role"), str) or not made["role"]:
+        made = {**made, "role": "user"}
+        if message.get("role") is not None:
+            made["said_role"] = message["role"]
+    if not isinstance(made.get("content"), str | list | None):
+        made["content"] = [made["content"]]
+    return made

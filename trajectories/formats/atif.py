@@ -1,0 +1,288 @@
+"""ATIF, the Agent Trajectory Interchange Format of Harbor (1.0 to 1.8): one document is one agent's run.
+
+Each step of `source: agent` is a call, with its tool calls and the observation that followed; steps copied from an
+earlier trajectory, and agent steps without a model (`llm_call_count: 0`), are context. Sub-agents, embedded or in
+the same file, become trajectories of their own that name their parent.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from trajectories.errors import Problem
+from trajectories.formats import lenient, turns
+from trajectories.formats.incoming import Incoming
+from trajectories.formats.turns import Answer, Turn
+from trajectories.payloads import Message
+
+NAME = "atif"
+ALIASES = ("harbor",)
+
+Document = dict[str, object]
+
+STEP_TAKEN = (
+    "step_id",
+    "source",
+    "message",
+    "reasoning_content",
+    "model_name",
+    "timestamp",
+    "tool_calls",
+    "observation",
+    "metrics",
+)
+TAKEN = ("agent", "steps", "subagent_trajectories", "session_id", "trajectory_id", "final_metrics", "reward")
+TOTALS = {
+    "total_prompt_tokens": "prompt_tokens",
+    "total_completion_tokens": "completion_tokens",
+    "total_cached_tokens": "cached_tokens",
+    "total_cost_usd": "cost_usd",
+    "total_steps": "total_steps",
+}
+
+
+def recognises(value: object) -> bool:
+    """One document, or several in a list or an object."""
+    if is_document(value):
+        return True
+    inner = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
+    return bool(inner) and all(is_document(one) for one in inner)
+
+
+def is_document(value: object) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("steps"), list):
+        return False
+    if str(value.get("schema_version", "")).upper().startswith("ATIF"):
+        return True
+    steps = lenient.objects(value["steps"])
+    return isinstance(value.get("agent"), dict) and bool(steps) and {"step_id", "source"} <= set(steps[0])
+
+
+def read(value: object, *, source: str) -> Iterator[Incoming | Problem]:
+    if is_document(value):
+        documents: list[object] = [value]
+    else:
+        documents = value if isinstance(value, list) else list(lenient.mapping(value).values())
+    parents = _parents(documents)
+    for document in documents:
+        found = lenient.mapping(document)
+        yield from _read(found, source, parents.get(_id(found, source)))
+
+
+class _Parent:
+    """Who called a sub-agent: its trajectory, and its call, by position."""
+
+    def __init__(self, trajectory_id: str, call: int | None, episode_id: str | None) -> None:
+        self.trajectory_id = trajectory_id
+        self.call = call
+        self.episode_id = episode_id
+
+
+def _parents(documents: list[object]) -> dict[str, _Parent]:
+    """The parents of documents that another one of the same file refers to."""
+    found: dict[str, _Parent] = {}
+    for document in map(lenient.mapping, documents):
+        mine = _id(document, "")
+        for name, call in _references(document).items():
+            if name != mine:
+                found[lenient.identifier(name)] = _Parent(mine, call, lenient.text(document.get("session_id")))
+    return found
+
+
+def _references(document: Mapping[str, object]) -> dict[str, int | None]:
+    """Ids of the sub-agents that the document's observations name → the position of the call that asked for them."""
+    found: dict[str, int | None] = {}
+    position = -1
+    for step in lenient.objects(document.get("steps")):
+        position += _is_call(step)
+        for result in lenient.objects(lenient.mapping(step.get("observation")).get("results")):
+            for reference in lenient.objects(result.get("subagent_trajectory_ref")):
+                for name in ("trajectory_id", "session_id"):
+                    if isinstance(reference.get(name), str):
+                        found.setdefault(str(reference[name]), position if position >= 0 else None)
+    return found
+
+
+def _id(document: Mapping[str, object], source: str) -> str:
+    for name in ("trajectory_id", "session_id"):
+        if isinstance(document.get(name), str) and document[name]:
+            return lenient.identifier(document[name])
+    return lenient.identifier(NAME, lenient.stem(source), lenient.digest(document)[:12])
+
+
+def _is_call(step: Mapping[str, object]) -> bool:
+    return (
+        step.get("source") == "agent" and step.get("is_copied_context") is not True and step.get("llm_call_count") != 0
+    )
+
+
+def _read(document: Document, source: str, parent: _Parent | None) -> Iterator[Incoming | Problem]:
+    mine = _id(document, source)
+    try:
+        yield _incoming(document, mine, parent)
+    except Problem as problem:
+        yield problem
+    references = _references(document)
+    episode = lenient.text(document.get("session_id")) or (parent.episode_id if parent else None)
+    for child in lenient.objects(document.get("subagent_trajectories")):
+        names = (child.get("trajectory_id"), child.get("session_id"))
+        call = next((references[name] for name in names if isinstance(name, str) and name in references), None)
+        # ids of embedded ones are unique in their parent alone
+        inner = {**child, "trajectory_id": f"{mine}/{names[0] or names[1] or lenient.digest(child)[:12]}"}
+        yield from _read(inner, source, _Parent(mine, call, episode))
+
+
+def _incoming(document: Document, mine: str, parent: _Parent | None) -> Incoming:
+    agent = lenient.mapping(document.get("agent"))
+    name = lenient.text(agent.get("name")) or NAME
+    default = lenient.text(agent.get("model_name"))
+    tools = agent.get("tool_definitions")
+    known_tools = isinstance(tools, list) and all(isinstance(one, dict) for one in tools)
+    said = [
+        turn
+        for step in lenient.listed(document.get("steps"))
+        for turn in (_turns(step, default) if isinstance(step, dict) else [_unknown(step)])
+    ]
+    times = [at for step in lenient.objects(document.get("steps")) if (at := lenient.time(step.get("timestamp")))]
+    began, ended = lenient.span(times[0] if times else None, times[-1] if times else None)
+    final = lenient.mapping(document.get("final_metrics"))
+    outer = lenient.mapping(document.get("extra"))
+    named = lenient.text(lenient.mapping(agent.get("extra")).get("parent_session_id"))
+    reward = next(
+        (found for one in (document, outer, final) if (found := lenient.number(one.get("reward"))) is not None), None
+    )
+    task = next((outer[key] for key in ("task_id", "task_name", "task") if isinstance(outer.get(key), str | int)), None)
+    rest = {key: value for key, value in document.items() if key not in TAKEN}
+    left = {key: value for key, value in final.items() if key not in TOTALS or lenient.number(value) is None}
+    if left:
+        rest["final_metrics"] = left
+    kept_agent = {key: value for key, value in agent.items() if key != "tool_definitions" or not known_tools}
+    session = lenient.text(document.get("session_id"))
+    return turns.incoming(
+        {
+            "trajectory_id": mine,
+            "agent_id": lenient.identifier(name),
+            "role": lenient.identifier(name) if parent is not None or named else None,
+            "scenario_id": lenient.identifier(NAME, task) if task is not None else None,
+            "parent_trajectory_id": parent.trajectory_id if parent else lenient.identifier(named) if named else None,
+            "parent_call": parent.call if parent else None,
+            "episode_id": lenient.identifier(session or (parent.episode_id if parent else None) or mine),
+            "started_at": began,
+            "ended_at": ended,
+            "tools": tools if known_tools else None,
+            "reward": reward,
+            "metrics": {
+                short: final[long] for long, short in TOTALS.items() if lenient.number(final.get(long)) is not None
+            },
+            "extra": {**rest, "agent": kept_agent},
+        },
+        [said],
+        name=NAME,
+        made_id=True,  # a session's id may be shared by its continuations
+    )
+
+
+def _unknown(step: object) -> Message:
+    return {"role": "system", "content": None, "step": step}
+
+
+def _turns(step: Document, default: str | None) -> Iterator[Turn]:
+    """What a step says, and the observation that followed it."""
+    asked = step.get("tool_calls")
+    calls = [_tool_call(one) for one in asked] if isinstance(asked, list) and asked else None
+    if _is_call(step):
+        yield _answer(step, calls, default)
+    else:
+        yield _shown(step, calls)
+    observation = step.get("observation")
+    results = lenient.mapping(observation).get("results")
+    for result in lenient.listed(results):
+        yield _result(result, is_tool=bool(calls), by_agent=step.get("source") == "agent")
+    more = {key: value for key, value in lenient.mapping(observation).items() if key != "results"}
+    if observation is not None and (not isinstance(observation, dict) or more or not isinstance(results, list)):
+        yield {
+            "role": "user",
+            "content": observation if isinstance(observation, str) else None,
+            "observation": more or observation,
+        }
+
+
+def _answer(step: Document, calls: list[dict[str, object] | str] | None, default: str | None) -> Answer:
+    metrics = lenient.mapping(step.get("metrics"))
+    ids = lenient.token_ids(metrics.get("completion_token_ids"))
+    prompt_ids = lenient.token_ids(metrics.get("prompt_token_ids"))
+    logprobs = lenient.logprobs(metrics.get("logprobs")) if ids is not None else None
+    understood: dict[str, object] = {
+        "prompt_tokens": lenient.count(metrics.get("prompt_tokens")),
+        "completion_tokens": lenient.count(metrics.get("completion_tokens")),
+        "prompt_token_ids": prompt_ids,
+        "completion_token_ids": ids,
+        "logprobs": logprobs,
+    }
+    left = {key: value for key, value in metrics.items() if understood.get(key) is None and value is not None}
+    message = step.get("message")
+    extra: dict[str, object] = {
+        key: value for key, value in step.items() if key not in STEP_TAKEN and value is not None
+    }
+    if left or (step.get("metrics") is not None and not isinstance(step["metrics"], dict)):
+        extra["metrics"] = left or step["metrics"]
+    if message is not None and not isinstance(message, str):
+        extra["message"] = {"content": message if isinstance(message, list) else [message]}
+    time = lenient.time(step.get("timestamp"))
+    if step.get("timestamp") is not None and time is None:
+        extra["timestamp"] = step["timestamp"]
+    reasoning = step.get("reasoning_content")
+    if reasoning is not None and not isinstance(reasoning, str):
+        extra["reasoning_content"] = reasoning
+    call = turns.call_of(
+        {
+            "model": lenient.text(step.get("model_name")) or default,
+            "response": message if isinstance(message, str) else None,
+            "reasoning": lenient.text(reasoning),
+            "tool_calls": calls,
+            "prompt_tokens": understood["prompt_tokens"],
+            "completion_tokens": understood["completion_tokens"],
+            "prompt_token_ids": prompt_ids,
+            "token_ids": ids,
+            "logprobs": logprobs,
+            "extra": extra,
+        }
+    )
+    return Answer(call=call, step={"timestamp": time} if time else {})
+
+
+def _shown(step: Document, calls: list[dict[str, object] | str] | None) -> Message:
+    """A step that no model answered here: a message, with all that the step tells."""
+    roles = {"agent": "assistant", "user": "user", "system": "system"}
+    message: Message = {"role": roles.get(str(step.get("source")), "user"), "content": step.get("message")}
+    if not isinstance(message["content"], str | list | None):
+        message["content"] = [message["content"]]
+    if calls:
+        message["tool_calls"] = calls
+    kept = {key: value for key, value in step.items() if key not in ("message", "tool_calls", "observation", "step_id")}
+    if kept.get("source") in roles:
+        del kept["source"]
+    return {**message, **{key: value for key, value in kept.items() if value is not None}}
+
+
+def _result(result: object, *, is_tool: bool, by_agent: bool) -> Message:
+    if not isinstance(result, dict):
+        return {"role": "tool" if is_tool else "user", "content": result if isinstance(result, str) else str(result)}
+    rest = {key: value for key, value in result.items() if key not in ("source_call_id", "content")}
+    content = result.get("content")
+    if not isinstance(content, str | list | None):
+        content = [content]
+    if result.get("source_call_id") is not None or is_tool:
+        identified = {"tool_call_id": result["source_call_id"]} if result.get("source_call_id") is not None else {}
+        return {"role": "tool", **identified, "content": content, **rest}
+    return {"role": "user" if by_agent else "system", "content": content, **rest}
+
+
+def _tool_call(call: object) -> dict[str, object] | str:
+    if not isinstance(call, dict):
+        return str(call)
+    rest = {key: value for key, value in call.items() if key not in ("tool_call_id", "function_name", "arguments")}
+    return {
+        **({"id": call["tool_call_id"]} if call.get("tool_call_id") is not None else {}),
+        "type": "function",
+        "function": {"name": call.get("function_name"), "arguments": call.get("arguments")},
+        **rest,
+    }
