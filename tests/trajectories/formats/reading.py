@@ -69,10 +69,12 @@ def lost(source: object, found: Sequence[Incoming], known: Iterable[str] = ()) -
     joined = "\n".join(held_texts)
     missing: list[str] = []
     for pointer, leaf in payloads.walk(source):
-        if isinstance(leaf, str) and not pointer.endswith(f"/{payloads.escape(leaf)}"):  # a key is no content
-            if leaf.strip() and leaf not in held_texts and leaf not in joined:
-                missing.append(pointer)
-        elif isinstance(leaf, int | float) and not isinstance(leaf, bool):
-            if float(leaf) not in held_numbers and str(leaf) not in joined:
-                missing.append(pointer)
+        if isinstance(leaf, str):
+            is_key = pointer.endswith(f"/{payloads.escape(leaf)}")
+            kept = is_key or not leaf.strip() or leaf in held_texts or leaf in joined
+        else:
+            is_number = isinstance(leaf, int | float) and not isinstance(leaf, bool)
+            kept = not is_number or float(str(leaf)) in held_numbers or str(leaf) in joined
+        if not kept:
+            missing.append(pointer)
     return missing
