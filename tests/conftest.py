@@ -22,7 +22,7 @@ from trainingsite.embedded import Postgres, Valkey
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "trainingsite.settings")
 
 FOLDER = "trainingsite-tests-"
-FILES = "django.core.files.storage.FileSystemStorage"
+FILES = "trajectories.durable_files.DurableFiles"
 NO_CHROMIUM = "no Chromium on this machine (`.ci/run` installs it)"
 
 

@@ -154,12 +154,23 @@ STATIC_URL = "static/"
 STATIC_ROOT = DATA_DIR / "static"
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = True  # one machine needs no collectstatic; WHITENOISE reads the packages' folders
+
+
+def storage(name: str, bucket: str) -> dict[str, object]:
+    """Where blobs or archived payloads lie: a folder, or an S3 bucket (its keys come from AWS's own variables)."""
+    if not bucket:
+        return {"BACKEND": "trajectories.durable_files.DurableFiles", "OPTIONS": {"location": DATA_DIR / name}}
+    options = {"bucket_name": bucket, "location": name, "file_overwrite": False, "default_acl": None}
+    for option, variable in (("endpoint_url", "S3_ENDPOINT_URL"), ("region_name", "S3_REGION")):
+        if given := env.text(variable):
+            options[option] = given
+    return {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": options}
+
+
+S3_BUCKET = env.text("S3_BUCKET")
 STORAGES = {
-    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": DATA_DIR / "blobs"}},
-    "archive": {
-        "BACKEND": "django.core.files.storage.FileSystemStorage",
-        "OPTIONS": {"location": DATA_DIR / "archive"},
-    },
+    "default": storage("blobs", S3_BUCKET),
+    "archive": storage("archive", S3_BUCKET),
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 

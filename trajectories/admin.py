@@ -1,23 +1,26 @@
 """What agents did, as researchers see it."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import mimetypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from django.contrib import admin, messages
 from django.db import transaction
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, QueryDict
+from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 
-from trajectories import archive, auth, history, indexing, people, pressure, rights, segments, transcripts
-from trajectories.errors import Refused
+from trajectories import archive, auth, blobs, history, indexing, people, pressure, rights, segments, transcripts
+from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
 from trajectories.models import (
     Agent,
     ApiKey,
     Blob,
+    BlobUse,
     LlmCallLog,
     Membership,
     Project,
@@ -39,6 +42,9 @@ STEPS_A_PAGE = 40
 # --- a trajectory's page -------------------------------------------------------------------------------------------
 
 
+RASTER = ("image/png", "image/jpeg", "image/gif", "image/webp")  # shown; an SVG may hold scripts and is only handed out
+
+
 @dataclass(frozen=True)
 class Line:
     """One thing that was said or done, as the page shows it."""
@@ -47,6 +53,7 @@ class Line:
     text: str
     note: str = ""  # model, tokens, tool name
     is_context: bool = False
+    blobs: Sequence["BlobView"] = ()  # large parts of it, which lie elsewhere
 
     @property
     def is_long(self) -> bool:
@@ -55,6 +62,22 @@ class Line:
     @property
     def start(self) -> str:
         return self.text[:200]
+
+
+@dataclass(frozen=True)
+class BlobView:
+    """A large part: its beginning, and where to get the whole."""
+
+    row: Blob
+    url: str
+
+    @property
+    def sha256(self) -> str:
+        return bytes(self.row.content_hash).hex()
+
+    @property
+    def is_picture(self) -> bool:
+        return self.row.media_type in RASTER
 
 
 @dataclass(frozen=True)
@@ -82,14 +105,14 @@ class TrajectoryPage:
     redactions: Sequence[object] = ()
     missing: str = ""
     tools: str = ""
-    metadata: str = ""
+    metadata: Line | None = None
     calls: Sequence[LlmCallLog] = field(default_factory=list)
 
 
 def trajectory_page(trajectory: Trajectory, start: int) -> TrajectoryPage:
     """The steps from `start` on, `STEPS_A_PAGE` of them."""
     try:
-        payload = segments.load(trajectory)
+        payload = segments.load(trajectory, open_blobs=False)
     except Exception as exc:  # a page that says what is wrong with a payload is worth more than an error page
         return TrajectoryPage((), 0, 0, trajectory.n_steps, None, None, missing=f"The payload cannot be read: {exc}")
     total = len(payload.steps)
@@ -98,10 +121,11 @@ def trajectory_page(trajectory: Trajectory, start: int) -> TrajectoryPage:
     shown = payload.steps[start:end]
     prompts = transcripts.prompts(payload)
     position = sum(len(step.llm_calls) for step in payload.steps[:start])
+    shows = _Blobs(trajectory, payload.marks)
     steps = []
     for number, step in enumerate(shown, start=start):
         said = prompts[position - 1] if position else ()
-        steps.append(StepView(number, step.timestamp, _lines(step, prompts, position, said), step.reward))
+        steps.append(StepView(number, step.timestamp, shows.all(_lines(step, prompts, position, said)), step.reward))
         position += len(step.llm_calls)
     return TrajectoryPage(
         steps=steps,
@@ -110,14 +134,40 @@ def trajectory_page(trajectory: Trajectory, start: int) -> TrajectoryPage:
         total=total,
         previous=max(0, start - STEPS_A_PAGE) if start else None,
         next=end if end < total else None,
-        closing=[_message(one) for one in payload.closing_messages] if end == total else (),
+        closing=shows.all([_message(one) for one in payload.closing_messages]) if end == total else (),
         judgments=list(trajectory.judgments.select_related("judge_call").order_by("-is_current", "-pk")[:50]),
         uses=list(trajectory.batch_items.select_related("batch", "batch__model").order_by("-pk")[:20]),
         rewards=list(trajectory.reward_changes.order_by("-pk")[:20]),
         redactions=list(trajectory.redactions.order_by("rule")),
         tools=_pretty(payload.tools) if payload.tools else "",
-        metadata=_pretty(payload.metadata) if payload.metadata else "",
+        metadata=shows.one(Line("", _pretty(payload.metadata))) if payload.metadata else None,
     )
+
+
+class _Blobs:
+    """Puts the previews of large parts in the places of their marks."""
+
+    def __init__(self, trajectory: Trajectory, marks: Mapping[str, int]) -> None:
+        self.marks = marks
+        rows = Blob.objects.in_bulk(set(marks.values())) if marks else {}
+        self.views = {
+            pk: BlobView(row, reverse("admin:trajectories_trajectory_blob", args=[trajectory.pk, pk]))
+            for pk, row in rows.items()
+        }
+
+    def all(self, lines: Sequence[Line]) -> Sequence[Line]:
+        return [self.one(line) for line in lines] if self.marks else lines
+
+    def one(self, line: Line) -> Line:
+        held = {mark: pk for mark, pk in self.marks.items() if mark in line.text}
+        if not held:
+            return line
+        text = line.text
+        for mark in sorted(held, key=len, reverse=True):  # mark:1 is the beginning of mark:12
+            view = self.views.get(held[mark])
+            text = text.replace(mark, f"{view.row.preview} …" if view else "(a part that is lost)")
+        views = [self.views[pk] for pk in dict.fromkeys(held.values()) if pk in self.views]
+        return replace(line, text=text, blobs=views)
 
 
 def _lines(
@@ -327,6 +377,37 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
     @admin.display(description="quality", ordering="quality")
     def quality_shown(self, row: Trajectory) -> str:
         return f"{row.quality:.0%}"
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.blob_view)
+        return [
+            path("<path:object_id>/blob/<int:blob>/", view, name="trajectories_trajectory_blob"),
+            *super().get_urls(),
+        ]
+
+    def blob_view(self, request: HttpRequest, object_id: str, blob: int) -> HttpResponse:
+        """A large part of a trajectory as a file, for those who may see the trajectory."""
+        row = self.get_object(request, object_id)
+        if row is None or not self.has_view_permission(request, row):
+            raise Http404
+        uses = BlobUse.objects.filter(trajectory_ref=row.trajectory_id, content_hash=bytes(row.content_hash))
+        found = Blob.objects.filter(pk=blob, project=row.project_id, pk__in=uses.values("blob")).first()
+        if found is None:
+            raise Http404
+        try:
+            media_type, raw = blobs.file_of(found, blobs.read(found))
+        except Problem as problem:
+            return HttpResponse(str(problem), status=problem.status, content_type="text/plain; charset=utf-8")
+        suffix = mimetypes.guess_extension(media_type.partition(";")[0]) or ".bin"
+        return HttpResponse(
+            raw,
+            content_type=media_type if media_type in RASTER or found.kind == "json" else "application/octet-stream",
+            headers={
+                "Content-Disposition": f'attachment; filename="blob-{found.pk}{suffix}"',
+                "Content-Security-Policy": "default-src 'none'; sandbox",
+                "Cache-Control": "private, max-age=3600",
+            },
+        )
 
     def page(self, request: HttpRequest, row: Trajectory) -> TrajectoryPage:
         start = request.GET.get("step", "0")

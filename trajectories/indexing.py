@@ -324,7 +324,7 @@ _CALL_COLUMNS = (
 def _write_calls(rows: Sequence[Trajectory]) -> None:
     """The call rows of some trajectories, made anew. COPY, for a run has dozens and the ORM costs 30 µs a row."""
     LlmCallLog.objects.filter(trajectory__in=[row.pk for row in rows]).delete()
-    loaded = segments.load_many(rows, with_actions=False)
+    loaded = segments.load_many(rows, with_actions=False, open_blobs=False)
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
         with cursor.copy(f"copy llm_call_logs ({_CALL_COLUMNS}) from stdin") as copy:
             for row in rows:

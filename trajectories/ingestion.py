@@ -18,6 +18,7 @@ from django.db.models import F, Sum
 from django.utils import timezone
 
 from trajectories import (
+    blobs,
     census,
     history,
     limits,
@@ -49,7 +50,7 @@ from trajectories.models import (
     Trajectory,
     TrajectorySegment,
 )
-from trajectories.payloads import EndBody, Envelope, LlmCallPayload, StepPayload, TrajectoryPayload
+from trajectories.payloads import EndBody, Envelope, LlmCallPayload, StepPayload, StepsBody, TrajectoryPayload
 from trajectories.transcripts import has_image, is_answered, own_prompt
 from trajectories.writing import Prepared, Row
 
@@ -220,13 +221,19 @@ class _Context:
             raw_size=len(incoming.canonical),
             nul=nul,
         )
-        row.findings.extend(
-            {"check": "source", "ok": False, "detail": _column_text(said, 1000)} for said in incoming.findings
+        payload, held = blobs.take_out(
+            self.project,
+            payload,
+            size=len(incoming.canonical),
+            trajectory_id=payload.trajectory_id,
+            content_hash=content_hash,
         )
         if is_open:
-            pieces, step_hashes = _pack_open(incoming.payload.steps, payload, self.key, content_hash)
+            pieces, step_hashes = _pack_open(incoming.payload.steps, payload, self.key, content_hash, held)
             return Prepared(row=row, pieces=pieces, step_hashes=step_hashes, texts=(), redactions=counts)
-        packed = segments.pack(payload, behaviour.calls, key=self.key, derived_actions=incoming.derived_actions)
+        packed = segments.pack(
+            payload, behaviour.calls, key=self.key, derived_actions=incoming.derived_actions, held=held
+        )
         return Prepared(
             row=row,
             pieces=packed.pieces,
@@ -532,12 +539,16 @@ def step_hash(step: StepPayload, key: bytes) -> bytes:
 
 
 def _pack_open(
-    sent: Sequence[StepPayload], payload: TrajectoryPayload, key: bytes, opening_hash: bytes
+    sent: Sequence[StepPayload],
+    payload: TrajectoryPayload,
+    key: bytes,
+    opening_hash: bytes,
+    held: blobs.Held | None,
 ) -> tuple[tuple[segments.Piece, ...], tuple[bytes, ...]]:
     """Header and steps of an open one. The header's hash is that of the opening POST, so that it may come again."""
     bare = msgspec.structs.replace(payload, steps=())
-    header = segments.pack_header(bare)
-    pieces = segments.pack_steps(payload.steps, seq=1, first_step=0)
+    header = segments.pack_header(bare, held)
+    pieces = segments.pack_steps(payload.steps, seq=1, first_step=0, held=held)
     return (header, *pieces), (opening_hash, *_hashes_of(pieces, sent, key, first=0))
 
 
@@ -561,6 +572,7 @@ def append_steps(project: Project, trajectory_id: str, steps: Sequence[StepPaylo
     pressure.check_room()
     key = bytes(project.hash_key)
     rules = redaction.rules(project)
+    _store_large_parts(project, trajectory_id, StepsBody(steps=tuple(steps)), rules)
     with transaction.atomic():
         row = _locked(project, trajectory_id)
         stored = _stored_hashes(row)
@@ -589,12 +601,29 @@ def append_steps(project: Project, trajectory_id: str, steps: Sequence[StepPaylo
     return Appended(trajectory_id, row.n_steps, len(fresh), len(steps) - len(fresh))
 
 
+def _store_large_parts(
+    project: Project, trajectory_id: str, sent: StepsBody | TrajectoryPayload, rules: Sequence[redaction.Rule]
+) -> None:
+    """Before the transaction that will find them there: rolled back, it would forget which files it wrote."""
+    size = len(payloads.encode(sent))
+    if size > limits.PART_BYTES:
+        redacted, _ = redaction.redact(sent, rules)
+        blobs.take_out(project, redacted, size=size, trajectory_id=trajectory_id, content_hash=b"")
+
+
 def _append(row: Trajectory, fresh: Sequence[StepPayload], rules: Sequence[redaction.Rule], key: bytes) -> None:
     """Inside a transaction that holds the row."""
     n_calls = payloads.check_steps(tuple(fresh), first_step=row.n_steps, first_call=row.n_calls)
     holder, counts = redaction.redact(payloads.StepsBody(steps=tuple(fresh)), rules)
+    holder, held = blobs.take_out(
+        row.project,
+        holder,
+        size=None,
+        trajectory_id=row.trajectory_id,
+        content_hash=bytes(row.content_hash),
+    )
     last_seq = row.segments.order_by("-seq").values_list("seq", flat=True)[0]
-    pieces = segments.pack_steps(holder.steps, seq=last_seq + 1, first_step=row.n_steps)
+    pieces = segments.pack_steps(holder.steps, seq=last_seq + 1, first_step=row.n_steps, held=held)
     _check_open_bytes(row, pieces)
     _add_pieces(row, pieces, _hashes_of(pieces, fresh, key, first=row.n_steps))
     _add_redactions(row, counts)
@@ -606,6 +635,7 @@ def _append(row: Trajectory, fresh: Sequence[StepPayload], rules: Sequence[redac
 
 def _check_open_bytes(row: Trajectory, pieces: Sequence[segments.Piece]) -> None:
     there = row.segments.aggregate(size=Sum("raw_size"))["size"] or 0
+    there += blobs.size_of(row.trajectory_id, bytes(row.content_hash))
     size = there + sum(len(piece.raw) for piece in pieces)
     if size > limits.OPEN_BYTES:
         raise TooLarge(
@@ -668,6 +698,7 @@ def _extend(project: Project, pk: int, item: Incoming, content_hash: bytes) -> R
     """A whole trajectory for an id that is open: its steps must begin with those that are there."""
     key = bytes(project.hash_key)
     rules = redaction.rules(project)
+    _store_large_parts(project, item.payload.trajectory_id, item.payload, rules)
     with transaction.atomic():
         row = Trajectory.objects.select_for_update().select_related("agent").get(pk=pk)
         header = row.segments.get(seq=0)
@@ -734,7 +765,10 @@ def _seal(
         raw_size=len(canonical),
         nul=b"\\u0000" in canonical,
     )
-    packed = segments.pack(payload, behaviour.calls, key=context.key, derived_actions=derived_actions)
+    payload, held = blobs.take_out(
+        project, payload, size=len(canonical), trajectory_id=row.trajectory_id, content_hash=content_hash
+    )
+    packed = segments.pack(payload, behaviour.calls, key=context.key, derived_actions=derived_actions, held=held)
     pks = shared_texts(project, {text.text_hash: text for text in packed.texts})
     columns.shared_texts = [pks[text.text_hash] for text in packed.texts]
     row.segments.all().delete()

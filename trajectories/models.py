@@ -519,7 +519,7 @@ class Blob(models.Model):
 class BlobUse(models.Model):
     """Content that holds a blob: noted before the trajectory is written, so what was refused is swept away later."""
 
-    blob = models.ForeignKey(Blob, on_delete=models.CASCADE, related_name="uses", db_index=False)
+    blob = models.ForeignKey(Blob, on_delete=models.CASCADE, related_name="uses")
     trajectory_ref = models.CharField(max_length=ID_LENGTH, help_text="trajectory_id")
     content_hash = models.BinaryField(max_length=32, help_text="the trajectory's")
     used_at = models.DateTimeField(db_default=Now())
@@ -527,7 +527,7 @@ class BlobUse(models.Model):
     class Meta:
         db_table = "blob_uses"
         constraints = (
-            models.UniqueConstraint(fields=("blob", "trajectory_ref", "content_hash"), name="blob_use_once"),
+            models.UniqueConstraint(fields=("trajectory_ref", "content_hash", "blob"), name="blob_use_once"),
         )
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ import msgspec
 import zstandard
 from django.core.files.storage import storages
 
-from trajectories import payloads
+from trajectories import blobs, payloads
 from trajectories.formats import messages as messages_format
 from trajectories.formats.chat import SHARED_BYTES, Chat, ChatPayload
 from trajectories.models import SharedText, Trajectory, TrajectorySegment
@@ -65,7 +65,7 @@ class StoredChat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StoredSegment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Header and steps, or in place of both a conversation."""
+    """Header and steps, or in place of both a conversation. Where parts lie elsewhere, it begins with `blobs.Held`."""
 
     header: StoredHeader | None = None
     steps: tuple[StoredStep, ...] = ()
@@ -76,6 +76,7 @@ class LoadedPayload(TrajectoryPayload, frozen=True, kw_only=True):
     """A payload from the store: it knows where its calls' answers came from."""
 
     origins: tuple[OriginOfCall, ...] = ()
+    marks: dict[str, int] = {}  # texts that stand for blobs, where those were left closed
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -154,9 +155,14 @@ class _Texts:
 
 
 def pack(
-    payload: TrajectoryPayload, origins: Sequence[OriginOfCall], *, key: bytes, derived_actions: bool = False
+    payload: TrajectoryPayload,
+    origins: Sequence[OriginOfCall],
+    *,
+    key: bytes,
+    derived_actions: bool = False,
+    held: blobs.Held | None = None,
 ) -> Packed:
-    """The payload as segments and shared texts. `key` keys the hashes of the texts."""
+    """The payload as segments and shared texts. `key` keys the hashes of the texts; `held`: what was taken out."""
     texts = _Texts(key)
     steps = messages_format.without_actions(payload.steps) if derived_actions else payload.steps
     shared_tools = texts.tools(payload.tools) if payload.tools else None
@@ -178,8 +184,8 @@ def pack(
     whole = payloads.encode(StoredSegment(header=header, steps=()))
     parts = [payloads.encode(step) for step in stored]
     if len(whole) + sum(map(len, parts)) <= SEGMENT_BYTES:
-        return Packed((_piece(0, 0, whole, parts, with_header=True),), tuple(texts.new))
-    return Packed((_piece(0, 0, whole, [], with_header=True), *_pieces(1, 0, parts)), tuple(texts.new))
+        return Packed((_piece(0, 0, whole, parts, held, with_header=True),), tuple(texts.new))
+    return Packed((_piece(0, 0, whole, [], held, with_header=True), *_pieces(1, 0, parts, held)), tuple(texts.new))
 
 
 class _Chat(msgspec.Struct, omit_defaults=True):
@@ -210,36 +216,48 @@ def pack_chat(chat: Chat, steps: int, origins: Sequence[OriginOfCall], *, key: b
     return Packed((Piece(0, 0, steps - 1, raw),), tuple(texts.new))
 
 
-def pack_header(payload: TrajectoryPayload) -> Piece:
+def pack_header(payload: TrajectoryPayload, held: blobs.Held | None = None) -> Piece:
     """The header of an open trajectory; sealing makes it anew."""
     bare = msgspec.structs.replace(
         payload, steps=(), reward=None, reward_components={}, scenario=None, scenario_id=payload.scenario_ref()
     )
-    return _piece(0, 0, payloads.encode(StoredSegment(header=StoredHeader(payload=bare))), [], with_header=True)
+    return _piece(0, 0, payloads.encode(StoredSegment(header=StoredHeader(payload=bare))), [], held, with_header=True)
 
 
-def pack_steps(steps: Sequence[StepPayload], *, seq: int, first_step: int) -> tuple[Piece, ...]:
+def pack_steps(
+    steps: Sequence[StepPayload], *, seq: int, first_step: int, held: blobs.Held | None = None
+) -> tuple[Piece, ...]:
     """Steps that are appended to an open trajectory: whole as they are; sealing compacts them."""
-    return tuple(_pieces(seq, first_step, [payloads.encode(step) for step in steps]))
+    return tuple(_pieces(seq, first_step, [payloads.encode(step) for step in steps], held))
 
 
-def _pieces(seq: int, first_step: int, parts: Sequence[bytes]) -> Iterable[Piece]:
+def _pieces(seq: int, first_step: int, parts: Sequence[bytes], held: blobs.Held | None) -> Iterable[Piece]:
     waiting: list[bytes] = []
     size = 0
     for part in parts:
         if waiting and size + len(part) > SEGMENT_BYTES:
-            yield _piece(seq, first_step, b"", waiting)
+            yield _piece(seq, first_step, b"", waiting, held)
             seq, first_step, waiting, size = seq + 1, first_step + len(waiting), [], 0
         waiting.append(part)
         size += len(part)
     if waiting:
-        yield _piece(seq, first_step, b"", waiting)
+        yield _piece(seq, first_step, b"", waiting, held)
 
 
-def _piece(seq: int, first_step: int, header: bytes, steps: Sequence[bytes], *, with_header: bool = False) -> Piece:
+def _piece(
+    seq: int,
+    first_step: int,
+    header: bytes,
+    steps: Sequence[bytes],
+    held: blobs.Held | None = None,
+    *,
+    with_header: bool = False,
+) -> Piece:
     """One segment from JSON that is made already: encoding the steps twice would cost as much as compressing them."""
     head = header[:-1] + (b"," if steps else b"") if with_header else b"{"
     raw = head + (b'"steps":[' + b",".join(steps) + b"]" if steps else b"") + b"}"
+    if held is not None and held.blob_mark.encode() in raw:
+        raw = held.prefix() + raw[1:]
     return Piece(seq, first_step, first_step + len(steps) - 1, raw)
 
 
@@ -307,16 +325,20 @@ def _stored_prompt(
     return None
 
 
-def load(trajectory: Trajectory) -> LoadedPayload:
+def load(trajectory: Trajectory, *, open_blobs: bool = True) -> LoadedPayload:
     """The payload as it was sent (after redaction), with the reward as it is known now.
 
+    `open_blobs=False` leaves the marks of parts that lie elsewhere, which `marks` then names.
+
     Raises:
-        LookupError: the row has no payload.
+        LookupError: the row has no payload. Away: a part that lies elsewhere cannot be read.
     """
-    return load_many([trajectory])[trajectory.pk]
+    return load_many([trajectory], open_blobs=open_blobs)[trajectory.pk]
 
 
-def load_many(trajectories: Sequence[Trajectory], *, with_actions: bool = True) -> dict[int, LoadedPayload]:
+def load_many(
+    trajectories: Sequence[Trajectory], *, with_actions: bool = True, open_blobs: bool = True
+) -> dict[int, LoadedPayload]:
     """The same for many in two queries, by pk. `with_actions=False` spares making them where calls alone matter."""
     rows: dict[int, list[TrajectorySegment]] = {trajectory.pk: [] for trajectory in trajectories}
     for row in TrajectorySegment.objects.filter(trajectory__in=rows).order_by("trajectory", "seq"):
@@ -325,7 +347,7 @@ def load_many(trajectories: Sequence[Trajectory], *, with_actions: bool = True) 
     texts = {text.pk: decompress(bytes(text.data), text.raw_size) for text in SharedText.objects.filter(pk__in=wanted)}
     return {
         trajectory.pk: _unpack(
-            trajectory, rows[trajectory.pk], [texts[pk] for pk in trajectory.shared_texts], with_actions
+            trajectory, rows[trajectory.pk], [texts[pk] for pk in trajectory.shared_texts], with_actions, open_blobs
         )
         for trajectory in trajectories
     }
@@ -336,7 +358,7 @@ def has_payload(trajectory: Trajectory) -> bool:
 
 
 def raw_of(row: TrajectorySegment) -> bytes:
-    """The JSON of a segment, wherever it lies."""
+    """The JSON of a segment, wherever it lies, with marks for what lies elsewhere."""
     if row.data is not None:
         return decompress(bytes(row.data), row.raw_size)
     with storages["archive"].open(row.location, "rb") as stored:
@@ -345,12 +367,22 @@ def raw_of(row: TrajectorySegment) -> bytes:
 
 
 def _unpack(
-    trajectory: Trajectory, rows: Sequence[TrajectorySegment], texts: Sequence[bytes], with_actions: bool
+    trajectory: Trajectory,
+    rows: Sequence[TrajectorySegment],
+    texts: Sequence[bytes],
+    with_actions: bool,
+    open_blobs: bool,
 ) -> LoadedPayload:
     header: StoredHeader | None = None
     stored: list[StoredStep] = []
+    marks: dict[str, int] = {}
     for row in rows:
-        segment = _decoder.decode(raw_of(row))
+        raw = raw_of(row)
+        if open_blobs:
+            raw = blobs.put_back(raw)
+        elif held := blobs.held_in(raw):
+            marks |= held.marks()
+        segment = _decoder.decode(raw)
         if segment.chat is not None:
             return _loaded(trajectory, _of_chat(segment.chat, texts), segment.chat.origins)
         header = header or segment.header
@@ -364,10 +396,16 @@ def _unpack(
     tools = told.tools
     if header.tools_text is not None:
         tools = msgspec.json.decode(texts[header.tools_text], type=Tools)
-    return _loaded(trajectory, msgspec.structs.replace(told, steps=tuple(steps), tools=tools), header.origins)
+    told = msgspec.structs.replace(told, steps=tuple(steps), tools=tools)
+    return _loaded(trajectory, told, header.origins, marks)
 
 
-def _loaded(trajectory: Trajectory, told: TrajectoryPayload, origins: tuple[OriginOfCall, ...]) -> LoadedPayload:
+def _loaded(
+    trajectory: Trajectory,
+    told: TrajectoryPayload,
+    origins: tuple[OriginOfCall, ...],
+    marks: Mapping[str, int] | None = None,
+) -> LoadedPayload:
     """With what the row knows better: the reward."""
     if len(origins) == 1:
         origins *= sum(len(step.llm_calls) for step in told.steps)
@@ -377,7 +415,7 @@ def _loaded(trajectory: Trajectory, told: TrajectoryPayload, origins: tuple[Orig
     }
     fields = {name: getattr(told, name) for name in TrajectoryPayload.__struct_fields__}
     fields |= {"reward": trajectory.reward, "reward_components": components}
-    return LoadedPayload(**fields, origins=origins)
+    return LoadedPayload(**fields, origins=origins, marks=dict(marks or {}))
 
 
 def _of_chat(chat: StoredChat, texts: Sequence[bytes]) -> TrajectoryPayload:
@@ -446,7 +484,7 @@ def page(row: TrajectorySegment, texts: Sequence[bytes] = ()) -> tuple[StepPaylo
     """The steps of one segment alone, for a page of a long run: a prompt that goes on from a call in another segment
     is given as a reference to it with what it adds."""
     steps: list[StepPayload] = []
-    segment = _decoder.decode(raw_of(row))
+    segment = _decoder.decode(blobs.put_back(raw_of(row)))
     if segment.chat is not None:
         return _of_chat(segment.chat, texts).steps
     for step in segment.steps:

@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from trajectories import indexing, ingestion, rewards
+from trajectories import blobs, indexing, ingestion, rewards
 from trajectories.models import IndexingWork, Project
 
 
@@ -28,3 +28,9 @@ def close_groups() -> None:
         indexing.close_idle(project)
     ingestion.time_out()
     rewards.expire_waiting()
+
+
+@shared_task(acks_late=True)
+def sweep_blobs() -> None:
+    """Delete large parts that no trajectory holds any more."""
+    blobs.sweep()

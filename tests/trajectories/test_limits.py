@@ -74,11 +74,13 @@ def item(site: Site, n: int) -> Answer:
 
 def steps_together(site: Site, n: int) -> Answer:
     site.send(URL, recordings.native(f"open-{n}", steps=[], final_status="running", ended_at=None))
-    body = {"steps": [{"index": 0, "environment_state": {"x": ""}}]}
+    pieces = [f"k{at}" for at in range(10)]  # each below what would lie elsewhere
+    state = dict.fromkeys(pieces, "x" * (n // 11))
     header = sum(row.raw_size for row in site.project.trajectories.get(trajectory_id=f"open-{n}").segments.all())
-    overhead = header + len('{"steps":[{"index":0,"environment_state":{"x":""}}]}')
-    body["steps"][0]["environment_state"] = {"x": "x" * (n - overhead)}
-    return site.send(f"{URL}open-{n}/steps/", body)
+    body = {"steps": [{"index": 0, "environment_state": {**state, "last": ""}}]}
+    overhead = header + len(json.dumps(body, separators=(",", ":")))
+    state["last"] = "x" * (n - overhead)
+    return site.send(f"{URL}open-{n}/steps/", {"steps": [{"index": 0, "environment_state": state}]})
 
 
 def batch(site: Site, n: int) -> Answer:

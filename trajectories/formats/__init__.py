@@ -20,18 +20,7 @@ import msgspec
 
 from trajectories import payloads
 from trajectories.errors import Invalid, Problem
-from trajectories.formats import (
-    art,
-    atif,
-    intercode,
-    lenient,
-    messages,
-    mini_swe_agent,
-    native,
-    nemo_gym,
-    swe_agent,
-    tau_bench,
-)
+from trajectories.formats import art, atif, lenient, messages, native, nemo_gym, tau_bench
 from trajectories.formats.incoming import Incoming
 
 
@@ -85,9 +74,6 @@ MODULES: tuple[Reads | Gathers | OpensFiles, ...] = (
     nemo_gym,
     atif,
     art,
-    mini_swe_agent,
-    swe_agent,
-    intercode,
     native,
     messages,
 )
