@@ -20,7 +20,7 @@ import msgspec
 
 from trajectories import payloads
 from trajectories.errors import Invalid, Problem
-from trajectories.formats import art, atif, lenient, messages, native, nemo_gym, tau_bench
+from trajectories.formats import art, atif, lenient, messages, native, nemo_gym, tau_bench, verifiers
 from trajectories.formats.incoming import Incoming
 
 
@@ -74,6 +74,7 @@ MODULES: tuple[Reads | Gathers | OpensFiles, ...] = (
     nemo_gym,
     atif,
     art,
+    verifiers,
     native,
     messages,
 )

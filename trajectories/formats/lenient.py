@@ -7,7 +7,7 @@ Python's json.dumps writes NaN, Infinity and lone surrogates, which are no JSON 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -102,6 +102,11 @@ def listed(value: object) -> list[object]:
 def objects(value: object) -> list[dict[str, object]]:
     """The objects in a list."""
     return [one for one in listed(value) if isinstance(one, dict)]
+
+
+def rest(value: Mapping[str, object], taken: Container[str] = ()) -> dict[str, object]:
+    """What is left of an object without the keys that were taken, and without what says nothing: null, [] and {}."""
+    return {key: inner for key, inner in value.items() if key not in taken and inner not in (None, [], {})}
 
 
 def text(value: object) -> str | None:
