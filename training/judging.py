@@ -340,7 +340,7 @@ def _refuse_beyond_budget(project: Project) -> None:
 
 def attempt_of(payload: TrajectoryPayload) -> judge.Attempt:
     """What the judge sees: the conversations one after the other; the steps' actions where nothing was said."""
-    found = transcripts.histories(payload)
+    found = transcripts.played(payload)
     messages = [message for one in found for message in one.messages]
     if not messages:
         messages = [
@@ -383,7 +383,7 @@ def seen(member: Trajectory, payload: TrajectoryPayload, group: Group) -> rules.
     """What a rule may look at of one attempt."""
     answers = [
         transcripts.text_of(message)
-        for one in transcripts.histories(payload)
+        for one in transcripts.played(payload)
         for message in one.messages
         if message.get("role") == "assistant" and transcripts.text_of(message)
     ]

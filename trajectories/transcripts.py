@@ -9,6 +9,7 @@ from trajectories.payloads import LlmCallPayload, Message, TrajectoryPayload
 
 Tools = list[dict[str, object]]
 
+GRADING = "grading"  # the purpose of a call that judged the trajectory it stands in
 LOOK_BACK = 8  # conversations that a call with a whole prompt may go on from
 
 
@@ -32,6 +33,7 @@ class HistoryCall(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     logprobs_mode: str | None = None
     tokenizer: str | None = None
     finish_reason: str | None = None
+    purpose: str = ""
 
 
 class History(msgspec.Struct, kw_only=True):
@@ -78,6 +80,11 @@ def histories(payload: TrajectoryPayload, origins: Sequence[OriginOfCall] | None
         last = places[-1][0] if places else made[-1]
         last.messages.extend(plain(message) for message in payload.closing_messages)
     return made
+
+
+def played(payload: TrajectoryPayload) -> list[History]:
+    """The same without the conversations of those who graded the run: they know the answer and the grade."""
+    return [one for one in histories(payload) if not one.calls or any(call.purpose != GRADING for call in one.calls)]
 
 
 def _history_for(
@@ -127,6 +134,7 @@ def _call(
         logprobs_mode=call.logprobs_mode,
         tokenizer=call.tokenizer,
         finish_reason=call.finish_reason,
+        purpose=call.purpose or "",
     )
 
 

@@ -20,7 +20,20 @@ import msgspec
 
 from trajectories import payloads
 from trajectories.errors import Invalid, Problem
-from trajectories.formats import art, atif, lenient, messages, native, nemo_gym, tau_bench, verifiers
+from trajectories.formats import (
+    art,
+    atif,
+    inspect_ai,
+    intercode,
+    lenient,
+    messages,
+    mini_swe_agent,
+    native,
+    nemo_gym,
+    swe_agent,
+    tau_bench,
+    verifiers,
+)
 from trajectories.formats.incoming import Incoming
 
 
@@ -75,6 +88,10 @@ MODULES: tuple[Reads | Gathers | OpensFiles, ...] = (
     atif,
     art,
     verifiers,
+    inspect_ai,
+    mini_swe_agent,
+    swe_agent,
+    intercode,
     native,
     messages,
 )
