@@ -7,13 +7,27 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import QuerySet
+from django.forms import ModelForm
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 
-from trajectories import archive, auth, blobs, history, indexing, people, pressure, rights, segments, transcripts
+from trajectories import (
+    archive,
+    auth,
+    blobs,
+    history,
+    indexing,
+    people,
+    pressure,
+    redaction,
+    rights,
+    segments,
+    transcripts,
+)
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
 from trajectories.models import (
@@ -459,8 +473,17 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
 # --- projects, people, keys ----------------------------------------------------------------------------------------
 
 
+class ProjectForm(ModelForm[Project]):
+    def clean_redaction_rules(self) -> object:
+        found = self.cleaned_data["redaction_rules"]
+        if wrong := redaction.what_is_wrong(found or []):
+            raise ValidationError(wrong)
+        return found or []
+
+
 @admin.register(Project)
 class ProjectItselfAdmin(ProjectAdmin[Project]):
+    form = ProjectForm
     list_display = ("slug", "name", "held_out_share", "reward_aggregation", "created_at")
     search_fields = ("slug", "name")
     change_role = Role.OPERATOR
@@ -472,6 +495,7 @@ class ProjectItselfAdmin(ProjectAdmin[Project]):
         "held_out_share",
         "reward_aggregation",
         "redaction_rules",
+        "redaction_failure",
         "group_idle_minutes",
         "open_timeout_minutes",
         "gateway_when_full",

@@ -184,7 +184,8 @@ class _Context:
         self.agents = agents(project, {one.agent_id for one in sent})
         inline = scenarios.described(one.scenario for one in sent)
         wanted = {ref: inline.get(ref) for one in sent if (ref := one.scenario_ref()) is not None}
-        self.scenarios = scenarios.ensure(project, wanted) if wanted else {}
+        self.refused: dict[str, Problem] = {}
+        self.scenarios = scenarios.ensure(project, wanted, self.refused) if wanted else {}
         names = set[str]()
         for one in sent:
             names |= origins.claims(one)
@@ -220,6 +221,7 @@ class _Context:
             source_format=incoming.source_format,
             raw_size=len(incoming.canonical),
             nul=nul,
+            redactions=counts,
         )
         payload, held = blobs.take_out(
             self.project,
@@ -251,11 +253,12 @@ class _Context:
         source_format: str,
         raw_size: int,
         nul: bool,
+        redactions: Mapping[str, int],
     ) -> tuple[Row, origins.Behaviour]:
         """The columns of a payload, and who played."""
         calls = list(payload.calls())
         behaviour = origins.of(calls, payload.policy_version, self.versions)
-        said: list[quality.Finding] = []
+        said = [quality.Finding("redaction", False, one) for one in redaction.said(redactions)]
         if nul and (places := payloads.nul_places(payload)):
             said.append(
                 quality.Finding(
@@ -313,6 +316,8 @@ class _Context:
         if ended is not None and ended < started:
             ended = started
         scenario_ref = sent.scenario_ref()
+        if scenario_ref in self.refused:
+            raise self.refused[scenario_ref]
         scenario = self.scenarios[scenario_ref] if scenario_ref is not None else None
         asked = sent.scenario.split if sent.scenario else None
         if scenario is not None and asked is not None and scenarios.SPLITS[asked] != scenario.split:
@@ -602,7 +607,7 @@ def append_steps(project: Project, trajectory_id: str, steps: Sequence[StepPaylo
 
 
 def _store_large_parts(
-    project: Project, trajectory_id: str, sent: StepsBody | TrajectoryPayload, rules: Sequence[redaction.Rule]
+    project: Project, trajectory_id: str, sent: StepsBody | TrajectoryPayload, rules: redaction.Rules
 ) -> None:
     """Before the transaction that will find them there: rolled back, it would forget which files it wrote."""
     size = len(payloads.encode(sent))
@@ -611,7 +616,7 @@ def _store_large_parts(
         blobs.take_out(project, redacted, size=size, trajectory_id=trajectory_id, content_hash=b"")
 
 
-def _append(row: Trajectory, fresh: Sequence[StepPayload], rules: Sequence[redaction.Rule], key: bytes) -> None:
+def _append(row: Trajectory, fresh: Sequence[StepPayload], rules: redaction.Rules, key: bytes) -> None:
     """Inside a transaction that holds the row."""
     n_calls = payloads.check_steps(tuple(fresh), first_step=row.n_steps, first_call=row.n_calls)
     holder, counts = redaction.redact(payloads.StepsBody(steps=tuple(fresh)), rules)
@@ -689,7 +694,16 @@ def end(project: Project, trajectory_id: str, body: EndBody) -> Recorded:
         )
         payload, counts = redaction.redact(payload, redaction.rules(project))
         content_hash, twin_hash = hashes(key, marks[:32] + b"".join(stored) + ending, trajectory_id)
-        _seal(project, row, payload, content_hash, twin_hash, marks=marks[:32] + ending, step_hashes=stored)
+        _seal(
+            project,
+            row,
+            payload,
+            content_hash,
+            twin_hash,
+            marks=marks[:32] + ending,
+            step_hashes=stored,
+            redactions=counts,
+        )
         _add_redactions(row, counts)
     return _told(row, "sealed")
 
@@ -733,6 +747,7 @@ def _extend(project: Project, pk: int, item: Incoming, content_hash: bytes) -> R
             twin_hash,
             marks=opening,
             step_hashes=sent,
+            redactions=counts,
             source_format=item.source_format,
             derived_actions=item.derived_actions,
         )
@@ -750,6 +765,7 @@ def _seal(
     *,
     marks: bytes,
     step_hashes: Sequence[bytes],
+    redactions: Mapping[str, int],
     source_format: str = "native",
     derived_actions: bool = False,
 ) -> None:
@@ -764,6 +780,7 @@ def _seal(
         source_format=source_format,
         raw_size=len(canonical),
         nul=b"\\u0000" in canonical,
+        redactions=redactions,
     )
     payload, held = blobs.take_out(
         project, payload, size=len(canonical), trajectory_id=row.trajectory_id, content_hash=content_hash

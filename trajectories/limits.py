@@ -33,7 +33,7 @@ EARLIEST_YEAR = 1970
 REWARD_WAIT = timedelta(hours=24)  # how long a reward for an unknown id is kept
 PAGE = 200  # rows of a list
 DRAIN_BYTES = 256 * MiB  # of a refused body that is still read, so that the sender sees the answer
-REDACTION_SECONDS = 5.0  # of all rules on one trajectory
+REDACTION_SECONDS = 2.0  # of one rule on one trajectory
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +142,7 @@ def listed() -> list[Limit]:
             name="redaction_milliseconds",
             value=int(REDACTION_SECONDS * 1000),
             unit="milliseconds",
-            what="redaction rules on one trajectory; longer: refused, or stored with a finding, as the project says",
+            what="one redaction rule on one trajectory; longer: refused, or stored with a finding, as the project says",
             status=409,
         ),
         Limit(

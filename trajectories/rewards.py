@@ -89,7 +89,7 @@ def change(project: Project, trajectory_id: str, body: RewardBody, *, by: Actor)
             waiting_for="" if row else trajectory_id,
             reward=body.reward,
             reward_components=body.reward_components,
-            source=body.source,
+            source=redaction.text(body.source, rules)[: limits.REWARD_SOURCE_CHARACTERS],
             reason=redaction.text(body.reason, rules),
             by_name=by.name[:150],
         )

@@ -7,7 +7,7 @@ import msgspec
 from django.db import connection, transaction
 
 from trajectories import history, payloads, pressure, redaction, statements
-from trajectories.errors import Invalid
+from trajectories.errors import Invalid, Problem
 from trajectories.history import Actor
 from trajectories.models import Project, Scenario, Split
 from trajectories.payloads import ScenarioBody, ScenarioPayload
@@ -35,8 +35,13 @@ def split_of(project: Project, scenario_id: str) -> Split:
     return Split.HELD_OUT if held_out else Split.TRAIN
 
 
-def ensure(project: Project, wanted: Mapping[str, ScenarioPayload | None]) -> dict[str, Seen]:
-    """The scenarios by id, made where they are new. An inline one fills a description that was missing."""
+def ensure(
+    project: Project, wanted: Mapping[str, ScenarioPayload | None], refused: dict[str, Problem] | None = None
+) -> dict[str, Seen]:
+    """The scenarios by id, made where they are new. An inline one fills a description that was missing.
+
+    Those that redaction refuses go into `refused`, where it is given, so that they cost their neighbours nothing.
+    """
     found: dict[str, Seen] = {}
     for scenario_id, inline in wanted.items():
         seen = _seen.get((project.pk, scenario_id))
@@ -44,12 +49,12 @@ def ensure(project: Project, wanted: Mapping[str, ScenarioPayload | None]) -> di
             found[scenario_id] = seen
     missing = {key: value for key, value in wanted.items() if key not in found}
     if missing:
-        made = _make(project, missing)
+        made = _make(project, missing, refused)
         found.update(made)
         if not connection.in_atomic_block:  # what is rolled back must not be remembered
             if len(_seen) > 200_000:
                 _seen.clear()
-            _seen.update({(project.pk, key): made[key] for key in missing})
+            _seen.update({(project.pk, key): made[key] for key in made})
     return found
 
 
@@ -87,9 +92,18 @@ _ENSURE = """
 """
 
 
-def _make(project: Project, wanted: Mapping[str, ScenarioPayload | None]) -> dict[str, Seen]:
+def _make(
+    project: Project, wanted: Mapping[str, ScenarioPayload | None], refused: dict[str, Problem] | None
+) -> dict[str, Seen]:
     rules = redaction.rules(project)
-    new = {key: _new(project, key, inline, rules) for key, inline in wanted.items()}
+    new: dict[str, _New] = {}
+    for key, inline in wanted.items():
+        try:
+            new[key] = _new(project, key, inline, rules)
+        except Problem as problem:
+            if refused is None:
+                raise
+            refused[key] = problem
     found: dict[str, Seen] = {}
     while missing := [one for key, one in new.items() if key not in found]:  # again: another request is making it too
         parameters = (payloads.encode(missing).decode(), project.pk, project.pk, project.pk)
@@ -103,15 +117,15 @@ def _make(project: Project, wanted: Mapping[str, ScenarioPayload | None]) -> dic
     return found
 
 
-def _new(project: Project, scenario_id: str, inline: ScenarioPayload | None, rules: list[redaction.Rule]) -> _New:
+def _new(project: Project, scenario_id: str, inline: ScenarioPayload | None, rules: redaction.Rules) -> _New:
     given = inline.split if inline else None
-    metadata = redaction.value(inline.metadata, rules) if inline else {}
+    description, metadata = redaction.scenario(inline.description, inline.metadata, rules) if inline else (None, None)
     return _New(
         scenario_id,
-        redaction.text(inline.description or "", rules) if inline else "",
+        description or "",
         SPLITS[given] if given else split_of(project, scenario_id),
         given is not None,
-        metadata if isinstance(metadata, dict) else {},
+        metadata or {},
     )
 
 
@@ -141,17 +155,16 @@ def put(project: Project, scenario_id: str, body: ScenarioBody, *, by: Actor) ->
             f"A scenario has description, split and metadata; {name!r} belongs into metadata.",
             pointer=f"/{payloads.escape(name)}",
         )
-    rules = redaction.rules(project)
+    description, metadata = redaction.scenario(body.description, body.metadata, redaction.rules(project))
     defaults = {"split": SPLITS[body.split] if body.split else split_of(project, scenario_id)}
     with transaction.atomic():
         _, new = Scenario.objects.get_or_create(project=project, scenario_id=scenario_id, defaults=defaults)
         row = Scenario.objects.select_for_update().get(project=project, scenario_id=scenario_id)
         was = row.split
         if body.description is not None:
-            row.description = redaction.text(body.description, rules)
+            row.description = description or ""
         if body.metadata is not None:
-            metadata = redaction.value(body.metadata, rules)
-            row.metadata = metadata if isinstance(metadata, dict) else {}
+            row.metadata = metadata or {}
         if body.split is not None:
             row.split, row.split_given = SPLITS[body.split], True
         row.save()

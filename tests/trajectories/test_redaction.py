@@ -1,18 +1,26 @@
 """Redaction comes before payload, shared texts and columns, on every way in."""
 
 import json
+import logging
 import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import zstandard
 from django.db import connection
 from django.test import Client
+from pytest_django import Settings
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import redaction, segments
+from trajectories import auth, importing, indexing, limits, redaction, segments
 from trajectories.models import (
+    ApiKey,
     Project,
     RedactionCount,
+    RedactionFailure,
     RewardChange,
     Scenario,
     SharedText,
@@ -45,7 +53,7 @@ def everything() -> bytes:
     found = [segments.raw_of(row) for row in TrajectorySegment.objects.all()]
     found += [segments.decompress(bytes(row.data), row.raw_size) for row in SharedText.objects.all()]
     with connection.cursor() as cursor:
-        for table in ("trajectories", "scenarios", "reward_changes", "llm_call_logs"):
+        for table in ("trajectories", "scenarios", "reward_changes", "llm_call_logs", "blobs", "reward_judgments"):
             cursor.execute(f"select t::text from {table} t")
             found += [row[0].encode() for row in cursor.fetchall()]
     return b"\n".join(found)
@@ -132,3 +140,248 @@ def test_a_rule_that_cannot_be_used_stops_recording(client: Client, rule: object
 
     assert (answer.status_code, answer.json()["code"]) == (409, "refused")
     assert not Trajectory.objects.exists()
+
+
+def test_ids_stay_where_they_are_ids_and_nowhere_else(client: Client, headers: dict[str, str]) -> None:
+    """A sender's own field may be called agent_id and hold anything."""
+    state = {"agent_id": SECRET, "model": [SECRET], SECRET: 1, f"x {SECRET}": 2, "x 4222-1111-1111-1111": 3}
+    body = recordings.native(
+        SECRET,
+        agent_id=SECRET,
+        scenario={"id": SECRET, "metadata": {"model": SECRET}},
+        steps=[recordings.step(environment_state=state, llm_calls=[recordings.call(model=SECRET)])],
+    )
+    answer = client.post(URL, json.dumps(body), content_type="application/json", headers=headers)
+
+    assert answer.status_code == 201, answer.content
+    row = Trajectory.objects.get()
+    assert row.scenario is not None
+    assert (row.trajectory_id, row.agent.agent_id, row.scenario.scenario_id) == (SECRET, SECRET, SECRET)
+    loaded = segments.load(row)
+    assert loaded.steps[0].llm_calls[0].model == SECRET
+    assert loaded.steps[0].environment_state == {
+        "agent_id": "[redacted: card]",
+        "model": ["[redacted: card]"],
+        "[redacted: card]": 1,
+        "x [redacted: card]": 2,
+        "x [redacted: card] (2)": 3,
+    }
+    assert row.scenario.metadata == {"model": "[redacted: card]"}
+
+
+def test_paths_reach_scenarios_too(client: Client) -> None:
+    rules = [{"name": "gold", "path": "scenario.metadata.private.*"}, {"name": "told", "path": "scenario.description"}]
+    project = builders.make_project(redaction_rules=rules)
+    headers = builders.bearer(builders.make_key(project)[1])
+    told = {"description": "the way", "metadata": {"private": {"answer": "4"}, "year": 2026}}
+    client.post(URL, json.dumps(recordings.native(scenario={"id": "inline", **told})), headers=headers,
+                content_type="application/json")  # fmt: skip
+    client.put("/api/v1/scenarios/put/", json.dumps(told), content_type="application/json", headers=headers)
+
+    for row in Scenario.objects.all():
+        assert row.description == "[redacted: told]"
+        assert row.metadata == {"private": {"answer": "[redacted: gold]"}, "year": 2026}
+    assert Scenario.objects.count() == 2
+
+
+# --- rules that fail -----------------------------------------------------------------------------------------------
+
+SLOW = {"name": "slow", "pattern": r"^(b|bb)+$"}
+TRAP = "b" * 60 + "c"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REDACTION_SECONDS", 0.05)
+
+
+def strict_and_lax(rules: list[object]) -> tuple[Project, Project]:
+    return (
+        builders.make_project(redaction_rules=rules),
+        builders.make_project(redaction_rules=rules, redaction_failure=RedactionFailure.STORE),
+    )
+
+
+def trapped(trajectory_id: str, words: str = TRAP) -> recordings.Body:
+    return recordings.native(trajectory_id, metadata={"a": words, "card": SECRET})
+
+
+ENTRIES: dict[str, Callable[[Client, dict[str, str], str], tuple[int, object]]] = {}
+
+
+def entry(send: Callable[[Client, dict[str, str], str], tuple[int, object]]) -> None:
+    ENTRIES[send.__name__] = send
+
+
+def send(client: Client, headers: dict[str, str], method: str, path: str, body: object) -> tuple[int, object]:
+    answer = client.generic(method, path, json.dumps(body), content_type="application/json", headers=headers)
+    return answer.status_code, json.loads(answer.content)
+
+
+@entry
+def single(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    return send(client, headers, "POST", URL, trapped("a", words))
+
+
+@entry
+def chat(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    messages = [{"role": "user", "content": words}, {"role": "assistant", "content": SECRET}]
+    return send(client, headers, "POST", URL + "?format=messages", recordings.chat("a", messages=messages))
+
+
+@entry
+def bulk(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    answer = send(client, headers, "POST", URL + "bulk/", {"batch": [trapped("a", words), recordings.native("b")]})
+    assert isinstance(answer[1], dict)
+    assert Trajectory.objects.filter(trajectory_id="b").exists()  # its neighbour is there either way
+    return (answer[1]["errors"][0]["status"] if answer[1]["errors"] else 200), answer[1]
+
+
+@entry
+def inline_scenario(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    bad = recordings.native("a", scenario={"id": "s", "description": words, "metadata": {"x": SECRET}})
+    answer = send(client, headers, "POST", URL + "bulk/", {"batch": [bad, recordings.native("b", scenario_id="t")]})
+    assert isinstance(answer[1], dict)
+    assert Trajectory.objects.filter(trajectory_id="b").exists()
+    return (answer[1]["errors"][0]["status"] if answer[1]["errors"] else 200), answer[1]
+
+
+@entry
+def steps(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    send(client, headers, "POST", URL, recordings.native("a", steps=[], final_status="running", ended_at=None))
+    step = recordings.step(index=0, environment_state={"x": words, "card": SECRET})
+    return send(client, headers, "POST", URL + "a/steps/", {"steps": [step]})
+
+
+@entry
+def end(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    send(client, headers, "POST", URL, recordings.native("a", steps=[], final_status="running", ended_at=None))
+    return send(client, headers, "POST", URL + "a/end/", {"metrics": {"x": words, "card": SECRET}})
+
+
+@entry
+def whole_of_an_open_one(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    send(client, headers, "POST", URL, recordings.native("a", steps=[], final_status="running", ended_at=None))
+    return send(client, headers, "POST", URL, trapped("a", words))
+
+
+@entry
+def reward(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    body = {"reward": 1, "source": f"by {SECRET}", "reason": words}
+    return send(client, headers, "PATCH", URL + "unknown/reward/", body)
+
+
+@entry
+def feedback(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    send(client, headers, "POST", URL, recordings.native("a"))
+    body = {"annotator_kind": "human", "name": SECRET, "score": 1, "comment": words, "author": SECRET}
+    return send(client, headers, "POST", URL + "a/judgments/", body)
+
+
+@entry
+def scenario(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    return send(client, headers, "PUT", "/api/v1/scenarios/s/", {"description": words, "metadata": {"x": SECRET}})
+
+
+@entry
+def large_part(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    part = f"{SECRET} " + "y" * limits.PART_BYTES
+    return send(client, headers, "POST", URL, recordings.native("a", metadata={"part": part, "x": words}))
+
+
+@entry
+def imported(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    project = ApiKey.objects.get(key_hash=auth.hash_of(headers["Authorization"].removeprefix("Bearer "))).project
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "runs.jsonl"
+        path.write_text("\n".join(json.dumps(one) for one in (trapped("a", words), recordings.native("b"))))
+        report = importing.Report()
+        importing.load(project, path, report)
+    assert Trajectory.objects.filter(project=project, trajectory_id="b").exists()
+    return (409 if report.failed else 200), {"detail": [one.detail for one in report.errors]}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_rule_that_takes_too_long_refuses_and_nothing_is_kept(
+    client: Client, impatient: None, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    strict, _ = strict_and_lax([RULES[0], SLOW])
+
+    status, answer = ENTRIES[name](client, builders.bearer(builders.make_key(strict)[1]), TRAP)
+
+    assert status == 409, answer
+    assert "took longer than 0.05 s" in str(answer)
+    assert "the redaction rule 'slow' takes too long" in caplog.text
+    assert TRAP not in caplog.text + str(answer)
+    assert TRAP.encode() not in everything()
+    assert SECRET.encode() not in everything()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_project_may_store_what_a_rule_could_not_be_applied_to(client: Client, impatient: None, name: str) -> None:
+    _, lax = strict_and_lax([SLOW, RULES[0]])
+
+    status, answer = ENTRIES[name](client, builders.bearer(builders.make_key(lax)[1]), TRAP)
+
+    assert status in (200, 201, 202, 207), answer
+    assert SECRET.encode() not in everything()  # the other rule was applied
+    if (row := Trajectory.objects.filter(trajectory_id="a", state="sealed").first()) and name not in (
+        "feedback",
+        "inline_scenario",
+    ):
+        assert [one["detail"] for one in row.findings if one["check"] == "redaction"] == [
+            "the rule 'slow' could not be applied: what it should take out is stored"
+        ]
+        assert row.redactions.filter(rule="not applied: slow").exists()
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_no_way_in_leaks_what_a_rule_names(
+    client: Client, name: str, caplog: pytest.LogCaptureFixture, tmp_path: Path, settings: Settings
+) -> None:
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "default": {"BACKEND": "trajectories.durable_files.DurableFiles", "OPTIONS": {"location": tmp_path / "blobs"}},
+    }
+    project = builders.make_project(redaction_rules=RULES)
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("django.db.backends").setLevel(logging.INFO)
+        status, answer = ENTRIES[name](client, builders.bearer(builders.make_key(project)[1]), f"pay {SECRET} now")
+        indexing.drain(project)
+
+    assert status < 300, answer
+    assert SECRET not in caplog.text
+    assert SECRET.encode() not in everything()
+    stored = [zstandard.ZstdDecompressor().decompress(one.read_bytes()) for one in tmp_path.rglob("*.zst")]
+    assert SECRET.encode() not in b"".join(stored)
+    if name == "large_part":
+        assert b"".join(stored).startswith(b"[redacted: card] yyy")
+
+
+def test_a_broken_rule_of_a_lax_project_is_a_finding_on_every_recording(client: Client) -> None:
+    lax = builders.make_project(
+        redaction_rules=[{"name": "broken", "pattern": "("}, RULES[0]], redaction_failure="store"
+    )
+    headers = builders.bearer(builders.make_key(lax)[1])
+    answer = client.post(URL, json.dumps(secret_body("a")), content_type="application/json", headers=headers)
+
+    assert answer.status_code == 201
+    assert any(one["check"] == "redaction" for one in Trajectory.objects.get().findings)
+    assert SECRET.encode() not in everything()
+
+
+@pytest.mark.parametrize("rule", ["(", "(?P<x", {"name": "x"}, 3, {"pattern": "[a"}])
+def test_the_admin_refuses_rules_that_cannot_be_used(client: Client, rule: object) -> None:
+    project = builders.make_project()
+    client.force_login(builders.make_user(superuser=True))
+    address = f"/admin/trajectories/project/{project.pk}/change/"
+    rules = [{"name": "x", "pattern": rule}] if isinstance(rule, str) else [rule]
+    form = client.get(address).context["adminform"].form
+    data = {name: form.initial.get(name) or "" for name in form.fields} | {"redaction_rules": json.dumps(rules)}
+
+    answer = client.post(address, data)
+
+    assert answer.status_code == 200
+    assert answer.context["adminform"].form.errors["redaction_rules"]
+    assert client.post(address, data | {"redaction_rules": json.dumps(RULES)}).status_code == 302
+    assert Project.objects.get().redaction_rules == RULES

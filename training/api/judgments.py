@@ -52,14 +52,15 @@ class TrajectoryJudgments(ProjectAPIView):
         if body.step is not None and body.step >= max(trajectory.n_steps, 1):
             raise Invalid(f"step is {body.step}; the trajectory has {trajectory.n_steps}.", pointer="/step")
         rules = redaction.rules(self.project)
+        name = redaction.text(body.name, rules)[: limits.NAME_CHARACTERS]
         said = RewardJudgment.objects.create(
             project=self.project,
             trajectory=trajectory,
             group_id=trajectory.group_id,
             # "llm" is kept for judge calls of this site, which have their call beside them.
             kind=JudgeKind.HUMAN if body.annotator_kind == "human" else JudgeKind.CODE,
-            source=f"{FEEDBACK}{body.name}",
-            name=f"{body.name} ({body.annotator_kind})" if body.annotator_kind == "llm" else body.name,
+            source=f"{FEEDBACK}{name}",
+            name=f"{name} ({body.annotator_kind})" if body.annotator_kind == "llm" else name,
             score=body.score,
             reasoning=redaction.text(body.comment, rules),
             step=body.step,
