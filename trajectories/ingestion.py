@@ -230,6 +230,9 @@ class _Context:
             trajectory_id=payload.trajectory_id,
             content_hash=content_hash,
         )
+        row.findings.extend(
+            {"check": "source", "ok": False, "detail": _column_text(said, 1000)} for said in incoming.findings
+        )
         if is_open:
             pieces, step_hashes = _pack_open(incoming.payload.steps, payload, self.key, content_hash, held)
             return Prepared(row=row, pieces=pieces, step_hashes=step_hashes, texts=(), redactions=counts)

@@ -26,6 +26,7 @@ class Incoming:
         "chat",
         "derived_actions",
         "envelope",
+        "findings",
         "made_id",
         "source_format",
     )
@@ -38,6 +39,7 @@ class Incoming:
         source_format: str,
         derived_actions: bool = False,
         made_id: bool = False,
+        findings: tuple[str, ...] = (),
         chat: "Chat | None" = None,
         make: Callable[[], TrajectoryPayload] | None = None,
     ) -> None:
@@ -48,6 +50,7 @@ class Incoming:
         self.source_format = source_format
         self.derived_actions = derived_actions  # are what `messages.with_actions` makes of the messages: not stored
         self.made_id = made_id  # not the sender's: in a file it may stand for several runs, which get numbers then
+        self.findings = findings  # what the reader has to say of it, for the trajectory's page
         self.chat = chat
         self._payload = payload
         self._make = make
@@ -67,6 +70,7 @@ class Incoming:
             source_format=self.source_format,
             derived_actions=self.derived_actions,
             made_id=self.made_id,
+            findings=self.findings,
         )
 
     def hashes(self, key: bytes) -> tuple[bytes, bytes]:

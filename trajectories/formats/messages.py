@@ -254,7 +254,7 @@ def with_actions(steps: Sequence[StepPayload], closing: tuple[Message, ...]) -> 
                 following = after.prompt_ref.append if after.prompt_ref else ()
             elif not following:
                 following = closing
-            step = msgspec.structs.replace(step, action=_action(asked, following))
+            step = msgspec.structs.replace(step, action=action(asked, following))
         made.append(step)
     return tuple(made)
 
@@ -290,7 +290,7 @@ def function_of(tool_call: Mapping[str, object]) -> tuple[str, object]:
     return str(inner.get("name") or ""), inner.get("arguments")
 
 
-def _action(asked: Sequence[Mapping[str, object]], following: Sequence[Message]) -> ActionPayload:
+def action(asked: Sequence[Mapping[str, object]], following: Sequence[Message]) -> ActionPayload:
     """Ids repeat inside a run and results come out of order: the first open call with the id takes a result."""
     results: list[object] = [None] * len(asked)
     errors: list[object] = [None] * len(asked)
