@@ -52,6 +52,10 @@ def allocate(batch: TrainingBatch, *, origin: str = "trained") -> TrainedModel:
         serving_name=policies.of(project).served_name(version),
     )
     KnownVersion.objects.create(
-        project=project, version=version, serving_name=model.serving_name, ordinal=model.ordinal
+        project=project,
+        version=version,
+        serving_name=model.serving_name,
+        ordinal=model.ordinal,
+        base_model=model.base_model,
     )
     return model

@@ -676,6 +676,9 @@ class KnownVersion(models.Model):
     version = models.CharField(max_length=32, validators=[RegexValidator(r"^v\d+\.\d+\.\d+$")])
     serving_name = models.CharField(max_length=ID_LENGTH, help_text="the OpenAI `model` it answers to")
     ordinal = models.PositiveIntegerField(help_text="1 for the project's first version; differences are ages")
+    base_model = models.CharField(
+        max_length=300, blank=True, default="", help_text="whose tokenizer its token ids are of"
+    )
 
     class Meta:
         db_table = "known_versions"
