@@ -26,11 +26,14 @@ from trajectories.formats import (
     inspect_ai,
     intercode,
     lenient,
+    llm_calls,
     messages,
     mini_swe_agent,
     native,
     nemo_gym,
+    reflexion,
     swe_agent,
+    tau2_bench,
     tau_bench,
     verifiers,
 )
@@ -92,8 +95,11 @@ MODULES: tuple[Reads | Gathers | OpensFiles, ...] = (
     mini_swe_agent,
     swe_agent,
     intercode,
+    tau2_bench,
+    reflexion,
     native,
     messages,
+    llm_calls,
 )
 NAMES = tuple(module.NAME for module in MODULES)
 SUFFIXES = frozenset[str]().union(*(getattr(module, "SUFFIXES", ()) for module in MODULES))  # of files beside JSON's

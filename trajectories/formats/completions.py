@@ -126,3 +126,10 @@ def usage(value: object) -> dict[str, object]:
         ),
     }
     return {name: count for name, count in found.items() if count is not None}
+
+
+def tools(offered: object, functions: object = None) -> list[dict[str, object]] | None:
+    """Tools as they are; the older `functions` in the layer that tools have."""
+    found = lenient.objects(offered)
+    found += [{"type": "function", "function": one} for one in lenient.objects(functions)]
+    return found or None
