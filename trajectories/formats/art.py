@@ -119,7 +119,7 @@ def _of_row(row: Mapping[str, object]) -> dict[str, object]:
         for message in lenient.objects(row.get("messages"))
     ]
     cleaned = lenient.clean({name: value for name, value in made.items() if value is not None})
-    return lenient.mapping(cleaned)
+    return {"reward": None, **lenient.mapping(cleaned)}
 
 
 def _parsed(value: object) -> object:

@@ -63,11 +63,11 @@ def _incoming(row: Mapping[str, object], source: str) -> Incoming:
     agent = lenient.text(lenient.mapping(row.get("agent_ref")).get("name")) or lenient.stem(source) or NAME
     shown = _instructions(params, response) + responses.messages(params.get("input"))
     conversations = _conversations(lenient.listed(response.get("output")), _told(row, params, response))
-    first = conversations[0] if conversations else []
     usage = _usage(lenient.mapping(response.get("usage")))
     n_calls = sum(isinstance(turn, turns.Answer) for one in conversations for turn in one)
     if n_calls == 1:
         conversations = [[_with_usage(turn, usage) for turn in one] for one in conversations]
+    first = conversations[0] if conversations else []
     key = next((row[name] for name in TASK_KEYS if isinstance(row.get(name), int | str)), None)
     task = lenient.identifier(NAME, agent, key, lenient.digest(_asked(shown, first, whole=key is None))[:8])
     gold = {name: row[name] for name in GOLD if row.get(name) is not None}

@@ -58,7 +58,7 @@ def lost(source: object, found: Sequence[Incoming], known: Iterable[str] = ()) -
 
     `known`: words of the format itself, such as the names of kinds, which the shape of the payload says.
     """
-    held_texts: set[str] = set(known)
+    held_texts: set[str] = {"assistant", *known}  # whoever wrote a call's answer is no text of it
     held_numbers: set[float] = {0.0, 1.0}
     for item in found:
         for _, leaf in payloads.walk(msgspec.to_builtins(item.payload)):
