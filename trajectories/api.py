@@ -67,7 +67,7 @@ def receipt(recorded: ingestion.Recorded) -> dict[str, object]:
     }
 
 
-FORMAT = OpenApiParameter("format", str, description="native (default) or messages")
+FORMAT = OpenApiParameter("format", str, description=f"native (default), or one of {', '.join(formats.POSTED)}")
 
 
 class TrajectoryList(ProjectAPIView):
@@ -321,7 +321,8 @@ class Limits(ProjectAPIView):
 
     @extend_schema(operation_id="get_limits", responses={200: dict})
     def get(self, request: Request) -> Response:
-        return Response({**limits.published(), "requests_per_minute": pressure.rate_of(self.key)})
+        taken = {"in": formats.POSTED, "out": export.FORMATS}
+        return Response({**limits.published(), "formats": taken, "requests_per_minute": pressure.rate_of(self.key)})
 
 
 class Export(ProjectAPIView):

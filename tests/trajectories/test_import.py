@@ -2,16 +2,20 @@
 
 import gzip
 import json
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 
 import pytest
+import zstandard
 from django.core.management import CommandError, call_command
 from django.test import Client
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import indexing, segments, transcripts
+from trajectories import importing, indexing, segments, transcripts
+from trajectories.formats import files, nemo_gym
+from trajectories.formats.incoming import Incoming
 from trajectories.models import Group, GroupState, LlmCallLog, Project, Trajectory
 
 pytestmark = pytest.mark.django_db
@@ -88,6 +92,112 @@ def test_a_missing_file_and_an_unknown_project_are_said(project: Project, tmp_pa
     assert counts(run(tmp_path / "nowhere.json", code=1))[3] == 1
     with pytest.raises(CommandError, match="no project 'elsewhere'"):
         call_command("import_trajectories", str(tmp_path), project="elsewhere")
+
+
+def nemo(number: int, **fields: object) -> dict[str, object]:
+    said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": f"answer {number}"}]}
+    return {
+        "responses_create_params": {"input": [{"role": "user", "content": "Go."}]},
+        "response": {"model": "m", "output": [said]},
+        "reward": 1.0,
+        "_ng_task_index": number,
+        "agent_ref": {"name": "player"},
+        **fields,
+    }
+
+
+def test_a_row_that_stands_twice_in_a_file_is_two_attempts_and_still_a_replay_later(
+    project: Project, tmp_path: Path
+) -> None:
+    lines = [json.dumps(nemo(1)), json.dumps(nemo(2)), json.dumps(nemo(1))]
+    (tmp_path / "rollouts.jsonl").write_text("\n".join(lines))
+
+    assert counts(run(tmp_path)) == [1, 3, 0, 0, 3, 0]
+    assert counts(run(tmp_path)) == [1, 0, 3, 0, 0, 0]
+
+
+def test_files_of_one_name_with_other_runs_lose_nothing(project: Project, tmp_path: Path) -> None:
+    for folder, answer in (("a", "BUY"), ("b", "SELL")):
+        (tmp_path / folder).mkdir()
+        runs = [{"task_id": 1, "trial": 0, "reward": 1.0, "traj": [{"role": "assistant", "content": answer}]}]
+        (tmp_path / folder / "gpt-4o-airline.json").write_text(json.dumps(runs))
+
+    assert counts(run(tmp_path)) == [2, 2, 0, 0, 2, 0]
+    assert counts(run(tmp_path)) == [2, 0, 2, 0, 0, 0]
+    assert Trajectory.objects.get(trajectory_id="tau-bench/gpt-4o-airline/1/0").scenario is not None
+
+
+def test_files_packed_with_zstd_and_lists_and_wrappers_are_opened(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl.zst").write_bytes(
+        zstandard.compress("\n".join(json.dumps(nemo(number)) for number in range(3)).encode())
+    )
+    (tmp_path / "wrapped.json").write_text(json.dumps({"made": "today", "rollouts": [nemo(7), nemo(8)]}, indent=1))
+    (tmp_path / "batch.json").write_text(json.dumps({"batch": [recordings.native("n")]}))
+    (tmp_path / ".hidden.json").write_text("{}")
+
+    assert counts(run(tmp_path))[:4] == [3, 6, 0, 0]
+
+
+def test_long_lists_are_read_item_by_item(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "HELD_BYTES", 1000)
+    monkeypatch.setattr(files, "CHUNK", 97)  # so that strings, escapes and brackets are cut at every place
+    texts = ["plain, [with] {brackets}", 'a "quote" and \\ and \\"', "]}", "ünï"]
+    rows = [nemo(number, note=texts[number % 4]) for number in range(20)]
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=2))
+    (tmp_path / "cut.json").write_text(json.dumps(rows, indent=2)[:-400])
+
+    report = run(tmp_path, code=1)
+
+    assert counts(report)[:4] == [2, 20, 19, 1]
+    stored = {row.trajectory_id: segments.load(row) for row in Trajectory.objects.all()}
+    assert {str(one.extra["note"]) for one in stored.values()} == set(texts)
+
+
+def test_numbers_that_json_does_not_know_are_kept_as_text_in_foreign_rows(project: Project, tmp_path: Path) -> None:
+    line = json.dumps(nemo(1, reward=float("nan"), note="\ud800 half", score=float("-inf")))
+    (tmp_path / "rollouts.jsonl").write_text(line)
+
+    assert counts(run(tmp_path))[:4] == [1, 1, 0, 0]
+    row = Trajectory.objects.get()
+    assert row.reward is None
+    extra = segments.load(row).extra
+    assert (extra["reward"], extra["note"], extra["score"]) == ("NaN", "\\ud800 half", "-Infinity")
+
+
+def test_a_named_format_reads_nothing_else(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(recordings.native("n")))
+    report = run(tmp_path, code=1, format="NeMo_Gym")
+    assert counts(report)[:4] == [1, 0, 0, 1]
+    errors = report["errors"]
+    assert isinstance(errors, list) and "not in the format nemo-gym" in errors[0]["detail"]
+    with pytest.raises(CommandError, match="no format 'csv'"):
+        call_command("import_trajectories", str(tmp_path), project="here", format="csv")
+
+
+def test_what_breaks_a_reader_costs_its_document_alone(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rollouts.jsonl").write_text("\n".join(json.dumps(nemo(number)) for number in range(3)))
+    whole = nemo_gym._incoming
+
+    def sometimes(row: Mapping[str, object], source: str) -> Incoming:
+        if row["_ng_task_index"] == 1:
+            raise KeyError("a fault of ours")
+        return whole(row, source)
+
+    monkeypatch.setattr(nemo_gym, "_incoming", sometimes)
+    report = run(tmp_path, code=1)
+    assert counts(report)[:4] == [1, 2, 0, 1]
+
+
+def test_nesting_without_end_is_refused_alone(project: Project, tmp_path: Path) -> None:
+    deep: object = "bottom"
+    for _ in range(600):
+        deep = [deep]
+    lines = [json.dumps(nemo(0)), json.dumps(nemo(1, note=deep)), "[" * 100_000, json.dumps(nemo(2))]
+    (tmp_path / "rollouts.jsonl").write_text("\n".join(lines))
+    report = run(tmp_path, code=1)
+    assert counts(report)[:4] == [1, 2, 0, 2]
 
 
 @recordings.needs_data

@@ -107,6 +107,7 @@ STRICT = (native.NAME, messages.NAME)  # ours: a sender is told what is wrong, n
 
 
 _of_documents = tuple(module for module in MODULES if isinstance(module, Reads | Gathers))
+POSTED = tuple(module.NAME for module in _of_documents)  # what POST takes; the others are files alone
 _of_files = tuple(module for module in MODULES if isinstance(module, OpensFiles))
 
 
