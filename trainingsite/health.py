@@ -148,6 +148,18 @@ def serving() -> Health:
     return _endpoint(f"{base}/health", headers, "The model server")
 
 
+def gateway() -> Health:
+    """What the gateway says of itself: alarms of its spool are its own."""
+    if not settings.GATEWAY_URL:
+        return Health(True, "No gateway is configured.")
+    url = f"{settings.GATEWAY_URL.rstrip('/')}/healthz"
+    try:
+        said = httpx.get(url, timeout=TIMEOUT).json()
+        return Health(bool(said["ok"]), str(said["detail"]))
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as exc:
+        return Health(False, f"The gateway at {url} does not answer: {exc or type(exc).__name__}")
+
+
 def _endpoint(url: str, headers: dict[str, str], what: str) -> Health:
     try:
         response = httpx.get(url, headers=headers, timeout=TIMEOUT)
@@ -168,6 +180,7 @@ def parts() -> dict[str, Health]:
     found["storage"] = storage()
     found["judge"] = _keep("judge", judge)
     found["serving"] = _keep("serving", serving)
+    found["gateway"] = _keep("gateway", gateway)
     return found
 
 

@@ -242,6 +242,21 @@ MODEL_SERVER_API_KEY = env.text("MODEL_SERVER_API_KEY", _up.get("MODEL_SERVER_AP
 MODEL_SERVER_PUBLIC_URL = env.text("MODEL_SERVER_PUBLIC_URL", MODEL_SERVER_URL)  # what agents are told
 MODEL_SERVER_TIMEOUT_SECONDS = env.number("MODEL_SERVER_TIMEOUT_SECONDS", 60.0, at_least=0.1)
 
+# Of the log-probabilities that it gives: "processed" (vLLM: --logprobs-mode processed_logprobs), "raw", or "": unknown.
+MODEL_SERVER_LOGPROBS_MODE = env.text("MODEL_SERVER_LOGPROBS_MODE", "processed")
+
+# The gateway. Versions and their base are asked at the model server; other names at GATEWAY_UPSTREAM_URL, where given.
+GATEWAY_URL = env.text("GATEWAY_URL", _up.get("GATEWAY_URL", ""))  # where the site finds it; empty: there is none
+GATEWAY_UPSTREAM_URL = env.text("GATEWAY_UPSTREAM_URL")
+GATEWAY_UPSTREAM_API_KEY = env.text("GATEWAY_UPSTREAM_API_KEY")
+GATEWAY_LOGPROBS_MODE = env.text("GATEWAY_LOGPROBS_MODE")  # of GATEWAY_UPSTREAM_URL
+GATEWAY_TIMEOUT_SECONDS = env.number("GATEWAY_TIMEOUT_SECONDS", 600.0, at_least=0.1)
+GATEWAY_ROUTE_SECONDS = env.number("GATEWAY_ROUTE_SECONDS", 2.0, at_least=0.0)
+GATEWAY_BODY_BYTES = env.integer("GATEWAY_BODY_BYTES", 32 * 1024 * 1024, at_least=1024)
+GATEWAY_SPOOL_DIR = env.path("GATEWAY_SPOOL_DIR", DATA_DIR / "gateway-spool")
+GATEWAY_SPOOL_BYTES = env.integer("GATEWAY_SPOOL_BYTES", 1024 * 1024 * 1024, at_least=0)
+GATEWAY_SPOOL_SYNC = env.flag("GATEWAY_SPOOL_SYNC", default=True)
+
 # A new project's policy, until someone changes it in the admin (training/policies.py).
 TRAINING_MIN_TRAJECTORIES = env.integer("TRAINING_MIN_TRAJECTORIES", 1000, at_least=1)
 TRAINING_MIN_GROUP_SIZE = env.integer("TRAINING_MIN_GROUP_SIZE", 4, at_least=2)

@@ -1,6 +1,6 @@
 """`manage.py up`: the whole site on one machine, and nothing of it left when it ends.
 
-    PostgreSQL, Valkey → migrations, first accounts → site → model server, worker, beat → the demo, once
+    PostgreSQL, Valkey → migrations, first accounts → site → model server, gateway, worker, beat → the demo, once
 
 Each part runs in its own session, so Ctrl-C reaches the supervisor alone, which ends them in order. A part that
 dies is started again, after a pause that doubles, and the console says so. When the supervisor is killed the
@@ -60,6 +60,7 @@ PACKAGES = {
     "zstandard": "zstandard",
     "httpx": "httpx",
     "granian": "granian",
+    "uvicorn": "uvicorn",
     "torch": "torch",
     "transformers": "transformers",
     "peft": "peft",
@@ -80,6 +81,7 @@ class Wishes:
     database_url: str  # empty: our own PostgreSQL
     redis_url: str  # empty: our own Valkey
     model_server_url: str  # empty: our own small one
+    gateway_port: int
 
     @property
     def address(self) -> str:
@@ -175,6 +177,7 @@ def main() -> int:
         with _alone_on(wishes):
             _end_leftovers(wishes)
             _refuse_taken_port(wishes.port)
+            _refuse_taken_port(wishes.gateway_port, "GATEWAY_PORT")
             Supervisor(wishes).run()
     except CannotStart as exc:
         return _complain(str(exc))
@@ -195,13 +198,15 @@ def read_wishes() -> Wishes:
 
     env = Environment()
     try:
+        port = env.integer("PORT", 8000, at_least=1, at_most=65535)
         return Wishes(
-            port=env.integer("PORT", 8000, at_least=1, at_most=65535),
+            port=port,
             data_dir=env.path("DATA_DIR", BASE_DIR / "var"),
             demo=env.flag("DEMO", default=True),
             database_url=env.text("DATABASE_URL"),
             redis_url=env.text("REDIS_URL"),
             model_server_url=env.text("MODEL_SERVER_URL"),
+            gateway_port=env.integer("GATEWAY_PORT", min(port + 1, 65535), at_least=1, at_most=65535),
         )
     except ImproperlyConfigured as exc:
         raise CannotStart(str(exc)) from exc
@@ -219,6 +224,7 @@ class Supervisor:
             **dict([wishes.mark.split("=")]),
             "DATA_DIR": str(wishes.data_dir),
             "PORT": str(wishes.port),
+            "GATEWAY_PORT": str(wishes.gateway_port),
             "DJANGO_SETTINGS_MODULE": "trainingsite.settings",
             "PYTHONUNBUFFERED": "1",
         }
@@ -319,6 +325,7 @@ class Supervisor:
             self.environment["MODEL_SERVER_URL"] = f"http://{HOST}:{port}"
             # Agents on this machine may sample; what is served is changed by the site alone.
             self.environment["MODEL_SERVER_API_KEY"] = _kept_key(wishes.data_dir / "model-server-key")
+        self.environment.setdefault("GATEWAY_URL", f"http://{HOST}:{wishes.gateway_port}")
         self._write_addresses()
         site = [
             python, "-m", "granian", "--interface", "wsgi", "trainingsite.wsgi:application", "--host", HOST,
@@ -341,6 +348,7 @@ class Supervisor:
                 farewell=((signal.SIGTERM, 3.0), (signal.SIGQUIT, 2.0), (signal.SIGKILL, 2.0)),
             )
         )
+        self._keep(Program("gateway", [python, "manage.py", "gateway"], environment, self.logs / "gateway.log"))
         self._keep(
             Program(
                 "beat",
@@ -355,7 +363,10 @@ class Supervisor:
             self._keep(Program("model server", command, environment, self.logs / "model-server.log"))
 
     def _write_addresses(self) -> None:
-        names = ("PORT", "DATABASE_URL", "REDIS_URL", "MODEL_SERVER_URL", "MODEL_SERVER_API_KEY")
+        names = (
+            *("PORT", "GATEWAY_PORT", "GATEWAY_URL", "DATABASE_URL", "REDIS_URL"),
+            *("MODEL_SERVER_URL", "MODEL_SERVER_API_KEY"),
+        )
         known = {name: self.environment[name] for name in names if self.environment.get(name)}
         children.write_private(self.wishes.data_dir / embedded.ADDRESSES, json.dumps(known))
 
@@ -382,6 +393,7 @@ class Supervisor:
 
     def _greet(self, seconds: float) -> None:
         _say(f"Trainingsite is up after {seconds:.1f} s: {self.wishes.address}/admin/   (Ctrl-C ends it)")
+        _say(f"Gateway for agents: OPENAI_BASE_URL=http://localhost:{self.wishes.gateway_port}/v1")
         _say(f"Data and logs: {self.wishes.data_dir}")
 
     def _start_demo(self) -> None:
@@ -508,7 +520,7 @@ def _refuse_missing_packages() -> None:
         )
 
 
-def _refuse_taken_port(port: int) -> None:
+def _refuse_taken_port(port: int, variable: str = "PORT") -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -516,9 +528,9 @@ def _refuse_taken_port(port: int) -> None:
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
                 raise CannotStart(
-                    f"Port {port} is in use. Give another: PORT={min(port + 10, 65535)} make run."
+                    f"Port {port} is in use. Give another: {variable}={min(port + 10, 65535)} make run."
                 ) from exc
-            raise CannotStart(f"Port {port} cannot be used: {exc.strerror}. Give another by PORT.") from exc
+            raise CannotStart(f"Port {port} cannot be used: {exc.strerror}. Give another by {variable}.") from exc
 
 
 def _kept_key(path: Path) -> str:

@@ -29,11 +29,12 @@ class Console:
 
     def __init__(self, data: Path, **variables: str) -> None:
         self.data = data
-        self.port = free_port()
+        self.port, self.gateway_port = free_port(), free_port()
         # As a person starts it: without the test session's servers and settings.
         ours = {"DATABASE_URL", "REDIS_URL", "REDIS_PREFIX", "SECRET_KEY", "DJANGO_SETTINGS_MODULE"}
         self.environment = {name: value for name, value in os.environ.items() if name not in ours}
-        self.environment |= {"DATA_DIR": str(data), "PORT": str(self.port), "DEMO": "0", **variables}
+        self.environment |= {"DATA_DIR": str(data), "PORT": str(self.port), "DEMO": "0"}
+        self.environment |= {"GATEWAY_PORT": str(self.gateway_port), **variables}
         self.lines: list[str] = []
         self.process: subprocess.Popen[str] | None = None
 
@@ -72,7 +73,7 @@ class Console:
 
     @property
     def mark(self) -> str:
-        return supervisor.Wishes(self.port, self.data.resolve(), False, "", "", "").mark
+        return supervisor.Wishes(self.port, self.data.resolve(), False, "", "", "", self.gateway_port).mark
 
     def programs(self) -> list[children.Process]:
         """Everything that this site runs, PostgreSQL and Valkey apart."""

@@ -147,7 +147,7 @@ def test_ready(client: Client) -> None:
     status, parts = ready(client)
 
     assert status == 200
-    assert set(parts) == {"database", "beat", "broker", "worker", "storage", "judge", "serving"}
+    assert set(parts) == {"database", "beat", "broker", "worker", "storage", "judge", "serving", "gateway"}
 
 
 def test_ready_without_broker_workers_beat_judge_and_model_server(
