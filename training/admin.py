@@ -7,7 +7,7 @@ from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group as AuthGroup
 from django.contrib.auth.models import User
 from django.db.models import F, Max, QuerySet
-from django.forms import ModelForm, ValidationError
+from django.forms import JSONField, ModelForm, Textarea, ValidationError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -33,11 +33,11 @@ from training.models import (
     TrainingRun,
 )
 from trainingsite.celery import nudge
-from trajectories import group_life, rights
+from trajectories import group_life, quality, rights
 from trajectories.admin import MyProjectsFilter
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
-from trajectories.models import Group, GroupState, Judging, Role
+from trajectories.models import Group, GroupState, Judging, Project, Role
 from trajectories.project_admin import Ask, ProjectAdmin, Verb
 
 
@@ -210,6 +210,26 @@ class RubricAdmin(ProjectAdmin[Rubric]):
 class PolicyForm(ModelForm[TrainingPolicy]):
     """The policy as a person edits it: what cannot work together is refused here, with the way out."""
 
+    quality_weights = JSONField(
+        required=False,
+        widget=Textarea(attrs={"rows": 4, "cols": 90}),
+        help_text="of each check of a recording; 0 leaves one out. They hold for what arrives from now on; "
+        "`manage.py recompute_quality` judges what is there again.",
+    )
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # whatever the admin hands on
+        if self.instance.pk:
+            self.initial["quality_weights"] = self.instance.quality_weights
+
+    def clean_quality_weights(self) -> object:
+        weights = self.cleaned_data["quality_weights"]
+        if weights is None:
+            return {}
+        if wrong := quality.what_is_wrong(weights):
+            raise ValidationError(wrong)
+        return weights
+
     def clean_reward_mix(self) -> object:
         mix = self.cleaned_data["reward_mix"]
         wrong = mixing.what_is_wrong(mix)
@@ -271,10 +291,29 @@ class TrainingPolicyAdmin(ProjectAdmin[TrainingPolicy]):
                 )
             },
         ),
+        ("Quality of recordings", {"fields": ("quality_weights",)}),
         ("Rewards", {"fields": ("reward_mix", "auto_judge", "rubric", "rule_judges")}),
         ("The gate", {"fields": ("gate_min_scenarios", "gate_min_gain", "gate_attempts", "evaluation_timeout_hours")}),
         ("Serving", {"fields": ("serving_url",)}),
     )
+
+    def save_model(
+        self, request: HttpRequest, obj: TrainingPolicy, form: "ModelForm[TrainingPolicy]", change: bool
+    ) -> None:
+        super().save_model(request, obj, form, change)
+        given = form.cleaned_data.get("quality_weights")
+        if given is None:
+            return
+        defaults = quality.weights_of({})
+        own = {name: weight for name, weight in quality.weights_of(given).items() if weight != defaults[name]}
+        if own != obj.project.quality_weights:
+            Project.objects.filter(pk=obj.project_id).update(quality_weights=own)
+            self.message_user(
+                request,
+                "The weights hold for what arrives from now on. Judge what is there again with "
+                f"`manage.py recompute_quality --project {obj.project.slug}`.",
+                messages.WARNING,
+            )
 
 
 @admin.register(ReadinessSnapshot)

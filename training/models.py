@@ -14,6 +14,7 @@ from django.db import models
 from django.db.models import Func, Q
 from django.db.models.functions import Now
 
+from trajectories import quality
 from trajectories.models import ID_LENGTH, Agent, Group, Project, Scenario, Trajectory, finite
 
 
@@ -120,6 +121,11 @@ class TrainingPolicy(models.Model):
 
     def __str__(self) -> str:
         return f"policy of {self.project}"
+
+    @property
+    def quality_weights(self) -> dict[str, float]:
+        """The weight of every quality check. They lie with the project: recordings are judged when they arrive."""
+        return quality.weights_of(self.project.quality_weights)
 
     def served_name(self, version: str) -> str:
         """The OpenAI `model` that a version answers to: never reused, so that rollback is another name."""

@@ -236,6 +236,10 @@ JOBS_DIR = DATA_DIR / "jobs"
 ADAPTERS_DIR = env.path("ADAPTERS_DIR", DATA_DIR / "adapters")  # the model server reads it too: a shared folder
 MODELS_CACHE = env.path("MODELS_CACHE", DATA_DIR / "models")
 
+# Where tokenizers are looked for, to check recorded token ids; nothing is ever fetched for that.
+TOKENIZERS_DIR = env.path("TOKENIZERS_DIR", DATA_DIR / "tokenizers")
+HF_CACHE = env.path("HF_HUB_CACHE", env.path("HF_HOME", Path.home() / ".cache" / "huggingface") / "hub")
+
 # The model server: vLLM, or the small one that `manage.py up` starts. Empty: nothing is served.
 MODEL_SERVER_URL = env.text("MODEL_SERVER_URL", _up.get("MODEL_SERVER_URL", ""))
 MODEL_SERVER_API_KEY = env.text("MODEL_SERVER_API_KEY", _up.get("MODEL_SERVER_API_KEY", ""))

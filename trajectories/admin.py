@@ -19,10 +19,12 @@ from trajectories import (
     archive,
     auth,
     blobs,
+    census,
     history,
     indexing,
     people,
     pressure,
+    quality,
     redaction,
     rights,
     segments,
@@ -117,6 +119,8 @@ class TrajectoryPage:
     uses: Sequence[object] = ()
     rewards: Sequence[RewardChange] = ()
     redactions: Sequence[object] = ()
+    checks: Sequence[quality.Check] = ()
+    findings: Sequence[object] = ()  # what is said beside the checks
     missing: str = ""
     tools: str = ""
     metadata: Line | None = None
@@ -153,6 +157,10 @@ def trajectory_page(trajectory: Trajectory, start: int) -> TrajectoryPage:
         uses=list(trajectory.batch_items.select_related("batch", "batch__model").order_by("-pk")[:20]),
         rewards=list(trajectory.reward_changes.order_by("-pk")[:20]),
         redactions=list(trajectory.redactions.order_by("rule")),
+        checks=quality.checks(
+            census.of(payload), trajectory.final_status, quality.weights_of(trajectory.project.quality_weights)
+        ),
+        findings=[one for one in trajectory.findings if one.get("check") not in quality.CHECKS],
         tools=_pretty(payload.tools) if payload.tools else "",
         metadata=shows.one(Line("", _pretty(payload.metadata))) if payload.metadata else None,
     )

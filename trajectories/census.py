@@ -3,19 +3,20 @@
 A plain conversation (formats/chat.py) and a payload with the same content have the same census.
 """
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET
 
+from trajectories import tokens
 from trajectories.payloads import LlmCallPayload, Message, StepPayload, TrajectoryPayload
 from trajectories.transcripts import has_image, is_answered, own_prompt, text_of
 
 if TYPE_CHECKING:
     from trajectories.formats.chat import ChatMessage, ChatPayload
 
+MISSPELT = "spell another text"  # in the finding
 SUBSTANTIAL = 20  # characters of a first prompt, all messages together
 
 
@@ -69,9 +70,19 @@ def of(payload: TrajectoryPayload) -> Census:
             last_answered = _answered(step)
             found.actions_with_result += last_answered
     found.actions_with_result += not last_answered
+    if found.candidates_exact and (drifted := tokens.drifted(payload)):
+        found.candidates_exact -= len(drifted)
+        faults.add(f"the prompts of {len(drifted)} calls do not begin with the tokens of the call that they go on from")
     found.token_faults = tuple(sorted(faults))
     found.models = tuple(sorted(models))
     return found
+
+
+def take_misspelt(counted: Census, wrong: Sequence[int]) -> None:
+    """Calls whose ids spell another text are not exact; their tokenizer said so (tokens.py)."""
+    counted.candidates_exact -= len(wrong)
+    said = f"the token ids of {len(wrong)} answers {MISSPELT} than the answer, the first in call {wrong[0]}"
+    counted.token_faults = (*counted.token_faults, said)
 
 
 def _count_call(found: Census, call: LlmCallPayload, tools: bool, faults: set[str]) -> None:
@@ -104,7 +115,7 @@ def _count_call(found: Census, call: LlmCallPayload, tools: bool, faults: set[st
     if answered:
         found.candidates += 1
         found.candidates_with_messages += call.messages is not None or call.prompt_ref is not None
-        fault = token_fault(call)
+        fault = tokens.fault(call)
         if fault is None:
             found.candidates_exact += 1
         elif fault:
@@ -121,23 +132,6 @@ def _answered(step: StepPayload) -> bool:
         or step.reward is not None
         or any(call.result is not None or call.error is not None for call in action.calls)
     )
-
-
-def token_fault(call: LlmCallPayload) -> str | None:
-    """None: ids and log-probabilities are whole; "": there are none; else what is wrong with them."""
-    if call.token_ids is None and call.logprobs is None:
-        return ""
-    if not call.token_ids:
-        return "token ids are missing or empty where log-probabilities are given"
-    if call.logprobs is None:
-        return "token ids came without log-probabilities"
-    if len(call.logprobs) != len(call.token_ids):
-        return "log-probabilities and token ids differ in number"
-    if any(one is None or not math.isfinite(one) or one > 1e-6 for one in call.logprobs):
-        return "some log-probabilities are null, not finite or above 0"
-    if not call.prompt_token_ids:
-        return "token ids came without those of the prompt"
-    return None
 
 
 def of_chat(sent: "ChatPayload") -> Census:

@@ -5,7 +5,7 @@ whoever needs the truth calls `drain` first. Killed anywhere, the queue's rows a
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -14,9 +14,10 @@ from django.db import connection, transaction
 from django.db.models import Count, F, Min, Q
 from django.utils import timezone
 
-from trajectories import history, payloads, rewards, segments
+from trajectories import census, history, payloads, quality, rewards, segments, tokens
 from trajectories.models import (
     ID_LENGTH,
+    Fidelity,
     Group,
     GroupState,
     IndexingWork,
@@ -325,11 +326,28 @@ def _write_calls(rows: Sequence[Trajectory]) -> None:
     """The call rows of some trajectories, made anew. COPY, for a run has dozens and the ORM costs 30 µs a row."""
     LlmCallLog.objects.filter(trajectory__in=[row.pk for row in rows]).delete()
     loaded = segments.load_many(rows, with_actions=False, open_blobs=False)
+    _check_spelling(rows, loaded)
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
         with cursor.copy(f"copy llm_call_logs ({_CALL_COLUMNS}) from stdin") as copy:
             for row in rows:
                 for call in _calls(row, loaded[row.pk]):
                     copy.write_row(call)
+
+
+def _check_spelling(rows: Sequence[Trajectory], loaded: Mapping[int, segments.LoadedPayload]) -> None:
+    """What was taken for exact on arrival is held against its tokenizer, where that is on this machine."""
+    exact = [row for row in rows if row.fidelity == Fidelity.EXACT]
+    bases = tokens.bases(exact[0].project) if exact else {}
+    for row in exact:
+        payload = loaded[row.pk]
+        wrong = tokens.spelling(payload, payload.origins, bases, payload.marks).wrong
+        if wrong:
+            counted = census.of(payload)
+            census.take_misspelt(counted, wrong)
+            row.fidelity, said = quality.fidelity(counted)
+            others = [one for one in row.findings if one.get("check") != "fidelity"]
+            row.findings = [*({"check": "fidelity", "ok": False, "detail": one} for one in said), *others]
+            row.save(update_fields=["fidelity", "findings"])
 
 
 def _calls(row: Trajectory, payload: segments.LoadedPayload) -> Iterable[tuple[object, ...]]:

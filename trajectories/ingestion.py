@@ -181,6 +181,7 @@ class _Context:
         self.key = bytes(project.hash_key)
         self.now = timezone.now()
         self.rules = redaction.rules(project)
+        self.weights = quality.weights_of(project.quality_weights) if project.quality_weights else None
         self.agents = agents(project, {one.agent_id for one in sent})
         inline = scenarios.described(one.scenario for one in sent)
         wanted = {ref: inline.get(ref) for one in sent if (ref := one.scenario_ref()) is not None}
@@ -231,7 +232,8 @@ class _Context:
             content_hash=content_hash,
         )
         row.findings.extend(
-            {"check": "source", "ok": False, "detail": _column_text(said, 1000)} for said in incoming.findings
+            {"check": "source", "ok": False, "detail": _column_text(redaction.text(said, self.rules), 1000)}
+            for said in incoming.findings
         )
         if is_open:
             pieces, step_hashes = _pack_open(incoming.payload.steps, payload, self.key, content_hash, held)
@@ -305,7 +307,7 @@ class _Context:
             if is_open
             else rewards.derive(sent.reward, steps, self.project.reward_aggregation)
         )
-        judged = quality.assess(counted, sent.final_status)
+        judged = quality.assess(counted, sent.final_status, self.weights)
         findings = [*judged.findings]
         findings.extend(quality.Finding("origin", False, told) for told in behaviour.findings)
         if derived.finding:

@@ -10,6 +10,8 @@ import msgspec
 from trajectories.census import SUBSTANTIAL, Census
 from trajectories.models import Fidelity
 
+MOST_WEIGHT = 1000.0
+
 Verdict = tuple[float, str] | None  # share passed 0 to 1 and what is missing; None: n/a
 
 
@@ -19,6 +21,21 @@ class Finding(msgspec.Struct, frozen=True):
     check: str
     ok: bool
     detail: str
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One named check of a trajectory, passed or not, for its page."""
+
+    name: str
+    share: float | None  # passed, 0 to 1; None: does not apply, and leaves the denominator
+    detail: str
+    weight: float
+
+    @property
+    def word(self) -> str:
+        if self.share is None:
+            return "n/a"
+        return "ok" if self.share >= 1 else f"{self.share:.0%}"
 
 
 class Assessment(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +52,8 @@ def assess(census: Census, final_status: str, weights: Mapping[str, float] | Non
         verdict = check(census, final_status)
         if verdict is None:
             continue
-        weight = (weights or {}).get(name, weight)
+        if weights:
+            weight = weights.get(name, weight)
         share, detail = verdict
         total += weight
         passed += weight * share
@@ -46,6 +64,41 @@ def assess(census: Census, final_status: str, weights: Mapping[str, float] | Non
     return Assessment(
         quality=min(1.0, max(0.0, passed / total)) if total else 0.0, fidelity=level, findings=tuple(findings)
     )
+
+
+def checks(census: Census, final_status: str, weights: Mapping[str, float] | None = None) -> list[Check]:
+    """Every check by name, those that do not apply too."""
+    rows = []
+    for name, (weight, check) in CHECKS.items():
+        share, detail = check(census, final_status) or (None, "does not apply")
+        rows.append(Check(name, share, detail, (weights or {}).get(name, weight)))
+    return rows
+
+
+def weights_of(own: object) -> dict[str, float]:
+    """The weight of every check: a project's own, else the default. What is no weight counts as not given."""
+    given = own if isinstance(own, dict) else {}
+    return {name: _weight(given.get(name), default) for name, (default, _) in CHECKS.items()}
+
+
+def _weight(given: object, default: float) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given <= MOST_WEIGHT:
+        return default
+    return float(given)
+
+
+def what_is_wrong(weights: object) -> str:
+    """Why these cannot be weights; "" when they can."""
+    if not isinstance(weights, dict):
+        return 'Give an object of weights by check, such as {"has_steps": 2}.'
+    for name, weight in weights.items():
+        if name not in CHECKS:
+            return f"There is no check {str(name)[:50]!r}. There are: {', '.join(CHECKS)}."
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MOST_WEIGHT:
+            return f"The weight of {name} is {str(weight)[:50]}; give a number from 0 to {MOST_WEIGHT}."
+    if not any(weights_of(weights).values()):
+        return "All weights are 0: nothing would be left to judge by."
+    return ""
 
 
 def has_steps(census: Census, final_status: str) -> Verdict:
@@ -59,6 +112,15 @@ def steps_have_calls(census: Census, final_status: str) -> Verdict:
 def prompts_are_substantial(census: Census, final_status: str) -> Verdict:
     """The first prompt of each conversation; later ones only add to it."""
     return _share(census.heads_substantial, census.heads, f"prompts have fewer than {SUBSTANTIAL} characters")
+
+
+def not_empty(census: Census, final_status: str) -> Verdict:
+    """n/a without steps, of which `has_steps` speaks."""
+    if not census.steps:
+        return None
+    if census.unfailed_answered or census.actions or census.accesses_with_data:
+        return 1.0, ""
+    return 0.0, "no step has an answer, an action or data"
 
 
 def answers_are_there(census: Census, final_status: str) -> Verdict:
@@ -96,6 +158,7 @@ def not_truncated(census: Census, final_status: str) -> Verdict:
 
 CHECKS: Mapping[str, tuple[float, Callable[[Census, str], Verdict]]] = {
     "has_steps": (2.0, has_steps),
+    "not_empty": (1.0, not_empty),
     "steps_have_calls": (2.0, steps_have_calls),
     "answers_are_there": (2.0, answers_are_there),
     "prompts_are_substantial": (1.0, prompts_are_substantial),
@@ -106,6 +169,8 @@ CHECKS: Mapping[str, tuple[float, Callable[[Census, str], Verdict]]] = {
     "tools_recorded": (0.25, tools_recorded),
     "sampling_recorded": (0.25, sampling_recorded),
 }
+
+OWN = frozenset(CHECKS) | {"fidelity"}  # findings that are made here
 
 
 def _share(passed: int, of: int, what: str) -> Verdict:
