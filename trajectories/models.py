@@ -633,6 +633,57 @@ class RewardChange(models.Model):
         return f"{self.was} → {self.reward} by {self.by_name}"
 
 
+class SpanState(models.TextChoices):
+    WAITING = "waiting", "waiting for the rest of its trace"
+    OPEN = "open", "in a trajectory that more may join"
+    PLACED = "placed", "in a sealed trajectory"
+    QUARANTINED = "quarantined", "in quarantine"
+    DISCARDED = "discarded", "discarded by a person"
+
+
+class OtelRecord(models.Model):
+    """A span or log record as it came over OTLP, kept from the commit that was acknowledged until its trajectory is
+    sealed (`spans.py`). Its key makes a second delivery harmless."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+", db_index=False)
+    kind = models.CharField(max_length=4, help_text="span or log")
+    trace_id = models.CharField(max_length=64, blank=True, default="")
+    key = models.CharField(max_length=96, help_text="of a span its id, of a log record a hash of its content")
+    parent_id = models.CharField(max_length=64, blank=True, default="")
+    conversation = models.CharField(max_length=ID_LENGTH, blank=True, default="", help_text="as it names it itself")
+    name = models.CharField(max_length=ID_LENGTH, blank=True, default="")
+    content_hash = models.BinaryField(max_length=32)
+    raw_size = models.PositiveIntegerField()
+    data = models.BinaryField(null=True, help_text="zstd of JSON; none once the trajectory that has it is sealed")
+    redactions = models.JSONField(default=dict, blank=True, help_text="rule → how often it took something out")
+    state = models.CharField(max_length=11, choices=SpanState, default=SpanState.WAITING)
+    state_since = models.DateTimeField(db_default=Now())
+    reason = models.TextField(blank=True, help_text="why it is in quarantine")
+    trajectory_ref = models.CharField(max_length=ID_LENGTH, blank=True, default="", help_text="the id it went into")
+    received_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "otel_records"
+        ordering = ("-id",)
+        verbose_name = "span"
+        constraints = (
+            models.UniqueConstraint(fields=("project", "trace_id", "kind", "key"), name="otel_record_once"),
+            models.CheckConstraint(condition=Q(state__in=SpanState.values), name="otel_record_state_known"),
+        )
+        indexes = (
+            models.Index(
+                fields=("project", "trace_id"), condition=Q(state__in=("waiting", "open")), name="otel_records_live"
+            ),  # the sweep
+            models.Index(
+                fields=("project", "-id"), condition=Q(state="quarantined"), name="otel_records_quarantined"
+            ),  # the admin's list
+            models.Index(fields=("state_since",), name="otel_records_by_age"),  # what is old is deleted
+        )
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name or self.key}"
+
+
 class Tombstone(models.Model):
     """The id of an erased trajectory: asked for again, the answer is 410."""
 
