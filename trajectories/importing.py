@@ -297,10 +297,8 @@ def _document(source: _Source, value: object, raw: bytes | None = None) -> Itera
         yield from enumerate(_trajectories(module, source, value, raw))
         return
     parts = _parts(value)
-    if not parts:
-        wanted = f"in the format {source.wanted}" if source.wanted else "in none of the formats that are read"
-        names = "" if source.wanted else f": {', '.join(formats.NAMES)}"
-        yield 0, Invalid(f"This is {'not ' if source.wanted else ''}{wanted}{names}.")
+    if not parts or (source.wanted is None and not any(formats.recognised(one) is not None for one in parts)):
+        yield None if isinstance(value, list) else 0, Invalid(_not_read(source.wanted))
         return
     yield from _list(source, parts)
 
@@ -322,6 +320,12 @@ def _trajectories(
     except Exception as exc:  # a reader's fault costs this document, not its neighbours
         logger.exception("%s: a document of the format %s could not be read", source.name, module.NAME)
         yield Invalid(f"This could not be read as {module.NAME} ({type(exc).__name__}): {exc}"[:500])
+
+
+def _not_read(wanted: str | None) -> str:
+    if wanted:
+        return f"This is not in the format {wanted}."
+    return f"This is in none of the formats that are read: {', '.join(formats.NAMES)}."
 
 
 def _parts(value: object) -> list[object]:
@@ -349,11 +353,11 @@ def _list(source: _Source, values: Iterable[object]) -> Iterator[Item]:
             continue
         module = _module(value, source)
         if module is None and not isinstance(value, dict):
-            yield number, Invalid(f"Item {number} is in none of the formats that are read.")
+            yield number, Invalid(_not_read(source.wanted))
         elif isinstance(module, formats.Gathers) and not isinstance(module, formats.Reads):
             gathered[module.NAME].append(value)
         elif module is None and source.wanted is None:
-            yield number, Invalid(f"Item {number} is in none of the formats that are read: {', '.join(formats.NAMES)}.")
+            yield number, Invalid(_not_read(None))
         else:
             for _, item in _document(source, value):
                 yield number, item
