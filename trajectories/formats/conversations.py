@@ -232,14 +232,14 @@ def incoming(
 
 def untold(value: object, *told: object) -> bool:
     """Whether a value in it is in none of the others: then dropping it would lose something."""
-    known = {"assistant"}.union(*(_leaves(msgspec.to_builtins(one)) for one in told))
-    return not _leaves(value) <= known
+    known = {"assistant"}.union(*(leaves(one) for one in told))
+    return not leaves(value) <= known
 
 
-def _leaves(value: object) -> set[str]:
-    """Texts and numbers, without keys, nulls and booleans."""
+def leaves(value: object) -> set[str]:
+    """Texts and numbers of a value, without keys, nulls and booleans."""
     found: set[str] = set()
-    waiting: list[object] = [value]
+    waiting: list[object] = [msgspec.to_builtins(value)]
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):

@@ -53,13 +53,15 @@ def texts(value: object) -> Iterator[str]:
         for inner in value:
             yield from texts(inner)
     elif isinstance(value, str):
-        yield value
-        if value[:1] in '{["' and len(value) > 1:
+        if value[:1] in ("{", "[", '"') and len(value) > 1:
             try:
                 inner = json.loads(value)
             except ValueError:
+                pass
+            else:
+                yield from texts(inner)
                 return
-            yield from texts(inner)
+        yield value
 
 
 def lost(value: object, *payloads: TrajectoryPayload, structural: frozenset[str] = frozenset()) -> set[str]:

@@ -200,14 +200,17 @@ def test_a_call_that_failed_is_kept_with_its_error() -> None:
 
 
 def test_reasoning_parts_and_images_are_told_apart() -> None:
-    said = {
+    said: Body = {
         "role": "assistant",
         "content": [
             {"type": "reasoning", "reasoning": "Think.", "signature": "sig"},
             {"type": "text", "text": "It is 7."},
         ],
     }
-    shown = {"role": "user", "content": [{"type": "image", "image": "data:image/png;base64,AA==", "detail": "low"}]}
+    shown: Body = {
+        "role": "user",
+        "content": [{"type": "image", "image": "data:image/png;base64,AA==", "detail": "low"}],
+    }
     value = log(sample(events=[model([shown], said)], messages=[shown, said]))
 
     payload = outcomes.one(inspect_ai, value)
@@ -414,7 +417,8 @@ def test_a_damaged_member_costs_its_neighbours_nothing(tmp_path: Path) -> None:
 def test_other_archives_and_documents_are_not_recognised(tmp_path: Path) -> None:
     assert not inspect_ai.opens(archive(tmp_path / "other.zip", {"a.json": {}}))
     assert not inspect_ai.opens(tmp_path / "nowhere.eval")
-    for value in ({}, [], {"eval": {"task": "x"}}, {"version": 2, "eval": 3}, None):
+    others: tuple[object, ...] = ({}, [], {"eval": {"task": "x"}}, {"version": 2, "eval": 3}, None)
+    for value in others:
         assert not inspect_ai.recognises(value)
 
 
