@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 DISK_FULL = "53100"  # SQLSTATE
 DATABASE_RETRY = 5  # seconds after which a request may find the database there again
 
+FAULT = "A fault of ours; it is in the log. Sending the same again is safe."
 TITLES = {
     400: "The request cannot be understood",
     401: "No valid key",

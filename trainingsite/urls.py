@@ -31,7 +31,7 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 def fault(request: HttpRequest) -> HttpResponse:
     if problems.is_api(request):
-        return problems.answer(500, "fault", "A fault of ours; it is in the log. Sending the same again is safe.")
+        return problems.answer(500, "fault", problems.FAULT)
     return server_error(request)
 
 

@@ -25,7 +25,11 @@ def end_with_the_server() -> None:
 
 
 end_with_the_server()
-application = get_wsgi_application()
+site = get_wsgi_application()
+
+from trajectories.front_door import FrontDoor  # noqa: E402  (Django must be set up before models are read)
+
+application = FrontDoor(site)
 
 # A recording is thousands of small objects that die together: looking for cycles among them every 700 allocations,
 # and among all of the site's modules with them, took a quarter of ingestion's time (0.78 → 0.60 ms a trajectory).

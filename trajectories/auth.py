@@ -2,11 +2,13 @@
 
 import hashlib
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from django.contrib.auth.models import AnonymousUser, User
+from django.db.models.signals import post_delete, post_save
 from django.utils import timezone
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # rest_framework.views imports this module by its settings
 PREFIX = "ts_"
 SHOWN = 10  # characters kept in the clear, to tell keys apart
 LAST_USED_EVERY = timedelta(minutes=1)
+REMEMBERED = 1.0  # seconds
 
 
 def hash_of(key: str) -> str:
@@ -52,23 +55,62 @@ def make_key(
     return row, key
 
 
+def key_in(authorization: str, x_api_key: str) -> str:
+    """The key in a request's headers; "" for none."""
+    scheme, _, key = authorization.partition(" ")
+    return (key if scheme.lower() == "bearer" else x_api_key).strip()
+
+
+def live(key: str) -> ApiKey | None:
+    """The row of a key that opens something now, with its project and owner; None for any other.
+
+    It is remembered for `REMEMBERED` seconds: so long a key that was revoked in another process still works here,
+    and so long that process's change of the project's settings is not seen.
+    """
+    if not key:
+        return None
+    hashed = hash_of(key)
+    now = time.monotonic()
+    until, row = _remembered.get(hashed, (0.0, None))
+    if row is None or now >= until:
+        row = ApiKey.objects.select_related("project", "owner").filter(key_hash=hashed).first()
+        if row is None:
+            return None
+        if len(_remembered) > 10_000:
+            _remembered.clear()
+        _remembered[hashed] = (now + REMEMBERED, row)
+    at = timezone.now()
+    if not row.is_live(at) or (row.owner is not None and not row.owner.is_active):
+        return None
+    if row.last_used_at is None or at - row.last_used_at > LAST_USED_EVERY:
+        ApiKey.objects.filter(pk=row.pk).update(last_used_at=at)
+        row.last_used_at = at
+    return row
+
+
+_remembered: dict[str, tuple[float, ApiKey]] = {}
+
+
+def forget(**told: object) -> None:
+    """Keys, projects and users changed in this process count at once."""
+    _remembered.clear()
+
+
+for model in (ApiKey, Project, User):
+    for happened in (post_save, post_delete):
+        happened.connect(forget, sender=model, dispatch_uid=f"forget keys {model.__name__} {id(happened)}")
+
+
 class ApiKeyAuthentication(BaseAuthentication):
     """`Authorization: Bearer <key>`, or `X-API-Key: <key>`. All that is wrong with a key gets the same answer."""
 
     def authenticate(self, request: Request) -> tuple[User | AnonymousUser, ApiKey] | None:
-        header = request.headers.get("Authorization", "")
-        scheme, _, key = header.partition(" ")
-        if scheme.lower() != "bearer":
-            key = request.headers.get("X-API-Key", "")
-        key = key.strip()
+        key = key_in(request.headers.get("Authorization", ""), request.headers.get("X-API-Key", ""))
         if not key:
             return None
-        row = ApiKey.objects.select_related("project", "owner").filter(key_hash=hash_of(key)).first()
-        now = timezone.now()
-        if row is None or not row.is_live(now) or (row.owner is not None and not row.owner.is_active):
+        row = live(key)
+        if row is None:
             raise AuthenticationFailed("The key is unknown, expired or revoked. Make one with create_api_key.")
-        if row.last_used_at is None or now - row.last_used_at > LAST_USED_EVERY:
-            ApiKey.objects.filter(pk=row.pk).update(last_used_at=now)
         return row.owner or AnonymousUser(), row
 
     def authenticate_header(self, request: Request) -> str:

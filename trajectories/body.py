@@ -57,35 +57,35 @@ def lines(request: Request, *, limit: int | None = None, total: int | None = Non
     """
     limit = limits.ITEM_BYTES if limit is None else limit
     total = limits.NDJSON_BYTES if total is None else total
-    held = bytearray()
-    skipping = False
+    held: list[bytes] = []  # of the line at hand
+    length = 0
     size = 0
     for part in chunks(request):
         size += len(part)
         if size > total:
             drain(request)
             raise _too_large("The body", total, None)
-        held += part
-        if b"\n" not in part:
-            if len(held) > limit:
-                skipping = True
-                held.clear()
-            continue
-        *whole, rest = held.split(b"\n")
-        for line in whole:
-            if skipping or len(line) > limit:
-                skipping = False
+        *whole, rest = part.split(b"\n")
+        if whole:
+            if length + len(whole[0]) > limit:
                 yield None
-            elif stripped := bytes(line).strip():
-                yield stripped
-        held = bytearray(rest)
-        if len(held) > limit:
-            skipping = True
-            held.clear()
-    if skipping:
+            elif line := (b"".join((*held, whole[0])) if held else whole[0]).strip():
+                yield line
+            for line in whole[1:]:
+                if len(line) > limit:
+                    yield None
+                elif stripped := line.strip():
+                    yield stripped
+            held, length = [], 0
+        length += len(rest)
+        if length > limit:
+            held.clear()  # known to be too long: its length is enough
+        elif rest:
+            held.append(rest)
+    if length > limit:
         yield None
-    elif stripped := bytes(held).strip():
-        yield stripped
+    elif line := b"".join(held).strip():
+        yield line
 
 
 def chunks(request: Request) -> Iterator[bytes]:

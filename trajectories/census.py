@@ -141,27 +141,32 @@ def of_chat(sent: "ChatPayload") -> Census:
     with_system = False
     wanted: list[object] = []  # ids of the latest tool calls that have no result yet
     last_resulted = True  # the latest action has one
-    for place, message in enumerate(sent.messages):
+    for message in sent.messages:
         role = message.role
         if role == "assistant":
             calls += 1
-            is_context = message.weight == 0
-            context += is_context
-            wanted = []
-            if message.tool_calls:
+            asked = message.tool_calls
+            if asked:
                 actions += 1
                 last_resulted = False
-                wanted = [one.id for one in message.tool_calls]
-            if message.tool_calls or message.content:
+                wanted = [one.id for one in asked]
+            else:
+                wanted = []
+            if message.weight == 0:
+                context += 1
+                if asked or message.content:
+                    answered_context += 1
+            if asked or message.content:
                 answered += 1
-                answered_context += is_context
-        elif calls == 0:
-            if message.content:
-                head += len(message.content)
-            with_system = with_system or (place < 2 and role in ("system", "developer"))
-        elif wanted and role == "tool" and _takes(message, wanted) and not last_resulted:
+        elif role == "tool" and wanted and _takes(message, wanted) and not last_resulted:
             resulted += 1
             last_resulted = True
+    for place, message in enumerate(sent.messages):
+        if message.role == "assistant":
+            with_system = any(one.role in ("system", "developer") for one in sent.messages[: min(place, 2)])
+            break
+        if message.content:
+            head += len(message.content)
     return Census(
         steps=calls,
         steps_with_calls=calls,

@@ -8,7 +8,6 @@ Groups, counters, call rows and late rewards are made behind the write (`indexin
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -143,8 +142,8 @@ def _insert(project: Project, items: Sequence[Incoming]) -> list[Recorded | Prob
 def _insert_once(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem | None]:
     """The database writes a part while the next one is prepared."""
     results: list[Recorded | Problem | None] = [None] * len(items)
-    context = _Context(project, [item.envelope for item in items])
-    parts: list[tuple[dict[int, Prepared], Future[set[tuple[int, str]]]]] = []
+    context = _Context(project, [item.envelope for item in items], later=True)
+    parts: list[tuple[dict[int, Prepared], writing.Ticket]] = []
     for start in range(0, len(items), PART):
         ready: dict[int, Prepared] = {}
         for at in range(start, min(start + PART, len(items))):
@@ -154,8 +153,8 @@ def _insert_once(project: Project, items: Sequence[Incoming]) -> list[Recorded |
                 results[at] = problem
         context.place_texts(ready.values())
         parts.append((ready, writing.submit(list(ready.values()))))
-    for ready, future in parts:
-        written = future.result()
+    for ready, ticket in parts:
+        written = ticket.written()
         for at, prepared in ready.items():
             if (prepared.row.project_id, prepared.row.trajectory_id) in written:
                 results[at] = _told(prepared.row, "created")
@@ -176,7 +175,7 @@ def _told(row: Row | Trajectory, outcome: Literal["created", "replay", "extended
 class _Context:
     """What many trajectories of one request share, looked up once."""
 
-    def __init__(self, project: Project, sent: Sequence[Envelope]) -> None:
+    def __init__(self, project: Project, sent: Sequence[Envelope], *, later: bool = False) -> None:
         self.project = project
         self.key = bytes(project.hash_key)
         self.now = timezone.now()
@@ -186,7 +185,16 @@ class _Context:
         inline = scenarios.described(one.scenario for one in sent)
         wanted = {ref: inline.get(ref) for one in sent if (ref := one.scenario_ref()) is not None}
         self.refused: dict[str, Problem] = {}
-        self.scenarios = scenarios.ensure(project, wanted, self.refused) if wanted else {}
+        # New ones are made by the writer, together with those of other requests; but one that may be refused, or whose
+        # split is to be compared with what is there, is made now.
+        self.scenarios, self.later = scenarios.look(project, wanted)
+        now = {
+            key: one
+            for key, one in self.later.items()
+            if not later or (one is not None and (one.split is not None or self.rules))
+        }
+        if now:
+            self.scenarios |= scenarios.ensure(project, now, self.refused)
         names = set[str]()
         for one in sent:
             names |= origins.claims(one)
@@ -212,7 +220,9 @@ class _Context:
                 raw_size=len(incoming.canonical),
             )
             packed = segments.pack_chat(chat, counted.steps, behaviour.calls, key=self.key)
-            return Prepared(row=row, pieces=packed.pieces, step_hashes=(b"",), texts=packed.texts, redactions=Counter())
+            return Prepared(
+                row=row, pieces=packed.pieces, step_hashes=(b"",), texts=packed.texts, wish=self.wish(chat.sent)
+            )
         payload, counts = redaction.redact(incoming.payload, self.rules)
         is_open = payload.final_status == "running"
         row, behaviour = self.row_of(
@@ -237,7 +247,7 @@ class _Context:
         )
         if is_open:
             pieces, step_hashes = _pack_open(incoming.payload.steps, payload, self.key, content_hash, held)
-            return Prepared(row=row, pieces=pieces, step_hashes=step_hashes, texts=(), redactions=counts)
+            return Prepared(row=row, pieces=pieces, step_hashes=step_hashes, redactions=counts, wish=self.wish(payload))
         packed = segments.pack(
             payload, behaviour.calls, key=self.key, derived_actions=incoming.derived_actions, held=held
         )
@@ -247,7 +257,13 @@ class _Context:
             step_hashes=(b"",) * len(packed.pieces),
             texts=packed.texts,
             redactions=counts,
+            wish=self.wish(payload),
         )
+
+    def wish(self, sent: Envelope) -> scenarios.Wish | None:
+        """The scenario that the writer is to make."""
+        ref = sent.scenario_ref()
+        return None if ref is None or ref in self.scenarios else scenarios.Wish(self.project, ref, self.later[ref])
 
     def row_of(
         self,
@@ -323,7 +339,7 @@ class _Context:
         scenario_ref = sent.scenario_ref()
         if scenario_ref in self.refused:
             raise self.refused[scenario_ref]
-        scenario = self.scenarios[scenario_ref] if scenario_ref is not None else None
+        scenario = self.scenarios.get(scenario_ref) if scenario_ref is not None else None
         asked = sent.scenario.split if sent.scenario else None
         if scenario is not None and asked is not None and scenarios.SPLITS[asked] != scenario.split:
             findings.append(

@@ -35,6 +35,14 @@ def split_of(project: Project, scenario_id: str) -> Split:
     return Split.HELD_OUT if held_out else Split.TRAIN
 
 
+class Wish(msgspec.Struct, frozen=True):
+    """A scenario that a trajectory names and that may not be there yet."""
+
+    project: Project
+    scenario_id: str
+    inline: ScenarioPayload | None
+
+
 def ensure(
     project: Project, wanted: Mapping[str, ScenarioPayload | None], refused: dict[str, Problem] | None = None
 ) -> dict[str, Seen]:
@@ -42,20 +50,48 @@ def ensure(
 
     Those that redaction refuses go into `refused`, where it is given, so that they cost their neighbours nothing.
     """
-    found: dict[str, Seen] = {}
-    for scenario_id, inline in wanted.items():
-        seen = _seen.get((project.pk, scenario_id))
-        if seen is not None and (seen.described or inline is None or not inline.description):
-            found[scenario_id] = seen
-    missing = {key: value for key, value in wanted.items() if key not in found}
+    found, missing = look(project, wanted)
     if missing:
         made = _make(project, missing, refused)
-        found.update(made)
+        found |= made
         if not connection.in_atomic_block:  # what is rolled back must not be remembered
             if len(_seen) > 200_000:
                 _seen.clear()
-            _seen.update({(project.pk, key): made[key] for key in made})
+            _seen.update({(project.pk, key): one for key, one in made.items()})
     return found
+
+
+def fulfil(wishes: Iterable[Wish]) -> dict[tuple[int, str], int]:
+    """pks by (project, id): the attempts of a group arrive together, and one statement makes what all of them name."""
+    projects: dict[int, Project] = {}
+    inline: dict[int, list[ScenarioPayload]] = {}
+    wanted: dict[int, set[str]] = {}
+    for wish in wishes:
+        projects[wish.project.pk] = wish.project
+        wanted.setdefault(wish.project.pk, set()).add(wish.scenario_id)
+        if wish.inline is not None:
+            inline.setdefault(wish.project.pk, []).append(wish.inline)
+    found: dict[tuple[int, str], int] = {}
+    for pk, names in wanted.items():
+        told = described(inline.get(pk, ()))
+        seen = ensure(projects[pk], {name: told.get(name) for name in names})
+        found.update({(pk, name): one.pk for name, one in seen.items()})
+    return found
+
+
+def look(
+    project: Project, wanted: Mapping[str, ScenarioPayload | None]
+) -> tuple[dict[str, Seen], dict[str, ScenarioPayload | None]]:
+    """(those that are remembered, those that are not or lack the description that is here)."""
+    found: dict[str, Seen] = {}
+    missing: dict[str, ScenarioPayload | None] = {}
+    for key, inline in wanted.items():
+        seen = _seen.get((project.pk, key))
+        if seen is None or (not seen.described and inline is not None and inline.description):
+            missing[key] = inline
+        else:
+            found[key] = seen
+    return found, missing
 
 
 def forget() -> None:

@@ -5,8 +5,6 @@ named by their place in the row's list. Segment 0 is the header with, where all 
 no steps (first 0, last -1) and a page of a long run opens one other segment.
 """
 
-import hashlib
-import hmac
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,7 +12,7 @@ import msgspec
 import zstandard
 from django.core.files.storage import storages
 
-from trajectories import blobs, payloads
+from trajectories import blobs, digests, payloads
 from trajectories.formats import messages as messages_format
 from trajectories.formats.chat import SHARED_BYTES, Chat, ChatPayload
 from trajectories.models import SharedText, Trajectory, TrajectorySegment
@@ -141,7 +139,7 @@ class _Texts:
         """Where the text will be found, or None when it is too short to share. `digest`: its SHA-256, if known."""
         if len(raw) < SHARED_BYTES:
             return None
-        text_hash = hmac.digest(self.key, digest or hashlib.sha256(raw).digest(), "sha256")
+        text_hash = digests.keyed(self.key, digest or digests.sha256(raw))
         place = self.places.get(text_hash)
         if place is None:
             place = self.places[text_hash] = len(self.places)

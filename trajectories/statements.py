@@ -15,7 +15,7 @@ def fetch(statement: str, parameters: Sequence[object]) -> list[tuple[object, ..
     """
     connection.ensure_connection()
     with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
-        cursor.execute(statement.encode(), parameters)
+        cursor.execute(statement.encode(), parameters, prepare=True)
         return cursor.fetchall()
 
 

@@ -7,20 +7,20 @@ does, and eight small requests cost one flush of the log.
 
 import os
 import threading
-from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime
+from queue import Empty, SimpleQueue
 
 import msgspec
 from django.db import close_old_connections, connection
 
-from trajectories import payloads, segments, statements
+from trajectories import payloads, scenarios, segments, statements
 
 WRITERS = 2  # while one waits for the log to be flushed, the other one's statement runs
-ROWS = 100  # of one statement
-
-_idle_seconds = 30.0  # after which a writer ends, and its connection
+ROWS = 100  # of one statement, about
+FEW = 20  # of rows: a statement costs as much as so many of them
+IDLE_SECONDS = 30.0  # after which a writer ends, and its connection
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -76,8 +76,20 @@ class Prepared(msgspec.Struct, kw_only=True):
     row: Row
     pieces: tuple[segments.Piece, ...]
     step_hashes: tuple[bytes, ...]  # one a piece
-    texts: tuple[segments.Text, ...]
-    redactions: Counter[str]
+    texts: tuple[segments.Text, ...] = ()
+    redactions: Mapping[str, int] = {}
+    wish: scenarios.Wish | None = None  # its row has no scenario yet
+
+
+class _PieceRow(msgspec.Struct):
+    n: int  # its place in the array of the segments' bytes, from 1
+    project_id: int
+    trajectory_id: str
+    seq: int
+    first_step: int
+    last_step: int
+    raw_size: int
+    step_hashes: str  # "\\x…"
 
 
 _TYPES: Mapping[str, str] = {
@@ -141,15 +153,17 @@ _WRITE = f"""
     pieces as (
         insert into trajectory_segments
             (trajectory_id, seq, first_step, last_step, codec, raw_size, data, location, step_hashes)
-        select f.id, p.seq, p.first_step, p.last_step, 'zstd', p.raw_size, p.data, '', p.step_hashes
-        from unnest(%b::int8[], %b::text[], %b::int4[], %b::int4[], %b::int4[], %b::int8[], %b::bytea[], %b::bytea[])
-            as p(project_id, trajectory_id, seq, first_step, last_step, raw_size, data, step_hashes)
+        select f.id, p.seq, p.first_step, p.last_step, 'zstd', p.raw_size, d.data, '', p.step_hashes
+        from json_to_recordset(%s::json) as p(
+            n int8, project_id int8, trajectory_id varchar, seq int4, first_step int4, last_step int4, raw_size int8,
+            step_hashes bytea)
+        join unnest(%b::bytea[]) with ordinality as d(data, n) using (n)
         join fresh f using (project_id, trajectory_id)
     ),
     taken_out as (
         insert into redaction_counts (trajectory_id, rule, count)
         select f.id, r.rule, r.count
-        from unnest(%b::int8[], %b::text[], %b::text[], %b::int4[]) as r(project_id, trajectory_id, rule, count)
+        from json_to_recordset(%s::json) as r(project_id int8, trajectory_id varchar, rule varchar, count int4)
         join fresh f using (project_id, trajectory_id)
     ),
     queue as (
@@ -168,80 +182,106 @@ def write(ready: Sequence[Prepared]) -> set[tuple[int, str]]:
     """
     if not ready:
         return set()
-    pieces = [
-        (one.row.project_id, one.row.trajectory_id, piece, step_hashes)
-        for one in ready
-        for piece, step_hashes in zip(one.pieces, one.step_hashes, strict=True)
-    ]
+    if wishes := [one.wish for one in ready if one.wish is not None]:
+        pks = scenarios.fulfil(wishes)
+        for one in ready:
+            if one.wish is not None:
+                one.row.scenario_id = pks[one.wish.project.pk, one.wish.scenario_id]
+    pieces: list[_PieceRow] = []
+    raws: list[bytes] = []
+    for one in ready:
+        name = (one.row.project_id, one.row.trajectory_id)
+        for piece, step_hashes in zip(one.pieces, one.step_hashes, strict=True):
+            raws.append(piece.raw)
+            hashes = "\\x" + step_hashes.hex()
+            span = (piece.seq, piece.first_step, piece.last_step, len(piece.raw))
+            pieces.append(_PieceRow(len(raws), *name, *span, hashes))
     taken_out = [
-        (one.row.project_id, one.row.trajectory_id, rule, count)
+        {"project_id": one.row.project_id, "trajectory_id": one.row.trajectory_id, "rule": rule, "count": count}
         for one in ready
+        if one.redactions
         for rule, count in one.redactions.items()
     ]
+    # Numbers and names in JSON: psycopg would put each into its array by itself, at four times the cost.
     parameters = (
         payloads.encode([one.row for one in ready]).decode(),
-        [one[0] for one in pieces],
-        [one[1] for one in pieces],
-        [piece.seq for _, _, piece, _ in pieces],
-        [piece.first_step for _, _, piece, _ in pieces],
-        [piece.last_step for _, _, piece, _ in pieces],
-        [len(piece.raw) for _, _, piece, _ in pieces],
-        segments.compress_many([piece.raw for _, _, piece, _ in pieces]),
-        [step_hashes for _, _, _, step_hashes in pieces],
-        [one[0] for one in taken_out],
-        [one[1] for one in taken_out],
-        [one[2] for one in taken_out],
-        [one[3] for one in taken_out],
+        payloads.encode(pieces).decode(),
+        segments.compress_many(raws),
+        payloads.encode(taken_out).decode(),
     )
     return {(int(str(project)), str(name)) for project, name in statements.fetch(_WRITE, parameters)}
 
 
 # --- many requests, one commit -----------------------------------------------------------------------------------
 
-Job = tuple[Sequence[Prepared], "Future[set[tuple[int, str]]]"]
 
-_waiting: deque[Job] = deque()
-_arrived = threading.Condition()
+class Ticket:
+    """What a request waits for. A bare lock: of all ways to wait it costs the least."""
+
+    __slots__ = ("_done", "_error", "_written", "ready")
+
+    def __init__(self, ready: Sequence[Prepared]) -> None:
+        self.ready = ready
+        self._done = threading.Lock()
+        self._done.acquire()
+        self._written: set[tuple[int, str]] = set()
+        self._error: BaseException | None = None
+
+    def written(self) -> set[tuple[int, str]]:
+        """(project, id) of those that are new, when they are committed. Raises what went wrong."""
+        with self._done:
+            if self._error is not None:
+                raise self._error
+            return self._written
+
+    def settle(self, written: set[tuple[int, str]]) -> None:
+        self._written = written
+        self._done.release()
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self._done.release()
+
+
+_waiting: "SimpleQueue[Ticket | None]" = SimpleQueue()
+_lock = threading.Lock()
+_few = threading.Lock()
 _writers: set[threading.Thread] = set()
 
 
-def submit(ready: Sequence[Prepared]) -> "Future[set[tuple[int, str]]]":
-    """Have them written. When the result is there, they are committed.
+def submit(ready: Sequence[Prepared]) -> Ticket:
+    """Have them written, together with what other requests wait for.
 
     Inside a transaction they become a part of it, at once.
     """
-    future: Future[set[tuple[int, str]]] = Future()
+    ticket = Ticket(ready)
     if connection.in_atomic_block:
-        _answer(future, ready)
-        return future
-    with _arrived:
-        _waiting.append((ready, future))
+        _write_alone(ticket)
+        return ticket
+    with _lock:
+        _waiting.put(ticket)
         if len(_writers) < WRITERS:
             writer = threading.Thread(target=_work, name="writer", daemon=True)
             _writers.add(writer)
             writer.start()
-        _arrived.notify()
-    return future
+    return ticket
 
 
 def rest() -> None:
     """End the writers and their connections once nothing waits; the next recording starts new ones."""
-    global _idle_seconds
-    with _arrived:
-        writers, was = list(_writers), _idle_seconds
-        _idle_seconds = 0.0
-        _arrived.notify_all()
+    with _lock:
+        writers = list(_writers)
+        for _ in writers:
+            _waiting.put(None)
     for writer in writers:
         writer.join()
-    _idle_seconds = was
 
 
 def _forget_writers() -> None:
     """After a fork they are the parent's."""
-    global _arrived
-    _arrived = threading.Condition()
+    global _waiting, _lock, _few
+    _waiting, _lock, _few = SimpleQueue(), threading.Lock(), threading.Lock()
     _writers.clear()
-    _waiting.clear()
 
 
 os.register_at_fork(after_in_child=_forget_writers)
@@ -249,49 +289,79 @@ os.register_at_fork(after_in_child=_forget_writers)
 
 def _work() -> None:
     try:
-        while jobs := _take():
-            close_old_connections()
-            for ready, future in _together(jobs) if len(jobs) > 1 else jobs:
-                _answer(future, ready)
+        while tickets := _take():
+            if sum(len(ticket.ready) for ticket in tickets) < FEW:
+                with _few:  # one such statement at a time: what arrives meanwhile goes with the next
+                    _write(tickets + _more(tickets))
+            else:
+                _write(tickets)
     finally:
         connection.close()
 
 
-def _take() -> list[Job]:
-    """As much of what waits as one statement takes; [] after a while without any: the writer ends."""
-    with _arrived:
-        while not _waiting:
-            if (_idle_seconds == 0 or not _arrived.wait(_idle_seconds)) and not _waiting:
+def _take() -> list[Ticket]:
+    """As much of what waits as one statement takes; [] after a while without any, or when asked: the writer ends."""
+    while True:
+        try:
+            first = _waiting.get(timeout=IDLE_SECONDS)
+        except Empty:
+            with _lock:  # nobody can have put one in and counted on this writer
+                if not _waiting.empty():
+                    continue
                 _writers.discard(threading.current_thread())
                 return []
-        jobs = [_waiting.popleft()]
-        rows = len(jobs[0][0])
-        while _waiting and rows + len(_waiting[0][0]) <= ROWS:
-            jobs.append(_waiting.popleft())
-            rows += len(jobs[-1][0])
-        return jobs
+        if first is None:
+            with _lock:
+                _writers.discard(threading.current_thread())
+            return []
+        return [first, *_more([first])]
 
 
-def _together(jobs: list[Job]) -> list[Job]:
+def _more(tickets: list[Ticket]) -> list[Ticket]:
+    """What waits and goes into the same statement."""
+    rows = sum(len(ticket.ready) for ticket in tickets)
+    more: list[Ticket] = []
+    with suppress(Empty):
+        while rows < ROWS:
+            ticket = _waiting.get_nowait()
+            if ticket is None:
+                _waiting.put(None)  # somebody is asked to end, later
+                break
+            more.append(ticket)
+            rows += len(ticket.ready)
+    return more
+
+
+def _write(tickets: list[Ticket]) -> None:
+    close_old_connections()
+    for ticket in _write_together(tickets) if len(tickets) > 1 else tickets:
+        _write_alone(ticket)
+
+
+def _write_together(tickets: list[Ticket]) -> list[Ticket]:
     """Write them by one statement. Returns those that must be tried by themselves: one of them cannot be written."""
     seen: set[tuple[int, str]] = set()
-    first: list[Job] = []
-    again: list[Job] = []  # the same id twice: which one wins is told by the second statement
-    for ready, future in jobs:
-        names = {(one.row.project_id, one.row.trajectory_id) for one in ready}
-        (again if seen & names else first).append((ready, future))
+    first: list[Ticket] = []
+    again: list[Ticket] = []  # the same id twice: which one wins is told by the second statement
+    for ticket in tickets:
+        names = _names(ticket)
+        (again if seen & names else first).append(ticket)
         seen |= names
     try:
-        written = write([one for ready, _ in first for one in ready])
+        written = write([one for ticket in first for one in ticket.ready])
     except Exception:  # whatever is wrong with one of them, its own request shall hear of it
-        return jobs
-    for ready, future in first:
-        future.set_result(written & {(one.row.project_id, one.row.trajectory_id) for one in ready})
+        return tickets
+    for ticket in first:
+        ticket.settle(written & _names(ticket))
     return again
 
 
-def _answer(future: "Future[set[tuple[int, str]]]", ready: Sequence[Prepared]) -> None:
+def _names(ticket: Ticket) -> set[tuple[int, str]]:
+    return {(one.row.project_id, one.row.trajectory_id) for one in ticket.ready}
+
+
+def _write_alone(ticket: Ticket) -> None:
     try:
-        future.set_result(write(ready))
+        ticket.settle(write(ticket.ready))
     except BaseException as exc:  # the request that waits for it raises it
-        future.set_exception(exc)
+        ticket.fail(exc)

@@ -5,17 +5,16 @@ Whatever does not fit these shapes (parts, images, unknown fields, `completions`
 the same result.
 """
 
-import hashlib
 from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from trajectories import payloads
+from trajectories import digests, payloads
 from trajectories.payloads import Envelope, LlmCallPayload, Message
 
 SHARED_BYTES = 400  # of a text in UTF-8; a shorter one is cheaper kept where it stands
-CHAT_BYTES = 128 * 1024  # of the messages; longer ones are stored in pages of steps
+CHAT_BYTES = 128 * 1024  # of the messages; longer ones are stored in pages of steps, large parts apart
 
 Absent = None | UnsetType
 
@@ -88,7 +87,7 @@ def decode(raw: bytes) -> ChatPayload | None:
 def pack(sent: ChatPayload) -> Chat | None:
     """None: too long for one page."""
     body, system = split(sent.messages)
-    return Chat(sent, body, system) if len(body) <= CHAT_BYTES else None
+    return Chat(sent, body, system) if len(body) + (len(system.raw) if system else 0) <= CHAT_BYTES else None
 
 
 def split(messages: tuple[ChatMessage, ...] | tuple[Message, ...]) -> tuple[bytes, System | None]:
@@ -106,7 +105,7 @@ def split(messages: tuple[ChatMessage, ...] | tuple[Message, ...]) -> tuple[byte
                     if isinstance(first, dict)
                     else msgspec.structs.replace(first, content=UNSET)
                 )
-                return _encoder.encode((bare, *messages[1:])), System(raw, hashlib.sha256(raw).digest())
+                return _encoder.encode((bare, *messages[1:])), System(raw, digests.sha256(raw))
     return _encoder.encode(messages), None
 
 
