@@ -99,14 +99,18 @@ def read_file(path: Path) -> Iterator[Incoming | Problem]:
 
 
 def _rows(rows: Sequence[Mapping[str, object]], source: str) -> Iterator[Incoming | Problem]:
-    whole = [_of_row(row) for row in rows]
-    yield from _group({"trajectories": whole}, source)
+    whole = [_of_row(row) for row in rows if row.get("messages") is not None or row.get("reward") is not None]
+    told = {name: _parsed(rows[0].get(f"group_{name}")) for name in ("metadata", "metrics", "logs")}
+    if whole:
+        yield from _group({"trajectories": whole, **lenient.rest(told)}, source)
 
 
 def _of_row(row: Mapping[str, object]) -> dict[str, object]:
     """A row of parquet as the JSON that it was made of."""
     made: dict[str, object] = {
-        name: value for name, value in row.items() if name not in ("group_index", "messages") and value is not None
+        name: value
+        for name, value in row.items()
+        if name != "messages" and not name.startswith("group_") and value is not None
     }
     for name in ("metrics", "metadata", "tools", "additional_histories"):
         made[name] = _parsed(made.get(name))
@@ -182,7 +186,7 @@ def _trajectory(
         return turns.incoming(
             {
                 "trajectory_id": lenient.identifier(NAME, stem, lenient.digest([item, group])[:16]),
-                "agent_id": lenient.identifier(agent or stem or NAME),
+                "agent_id": lenient.identifier(agent or (NAME if stem.isdigit() else stem) or NAME),  # 0001: a step's file
                 "scenario_id": scenario or _scenario_id({}, item),
                 "group_id": lenient.identifier(NAME, group) if group else None,
                 "group_size": size,

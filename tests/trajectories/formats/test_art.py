@@ -191,6 +191,8 @@ def test_parquet_rows_keep_groups_and_marks(tmp_path: Path) -> None:
     assert good[0].payload.tools == TOOLS
     assert good[0].payload.extra["logs"] == ["a log line"]
     assert good[0].payload.metadata == {"k": "v"}
+    assert [item.payload.scenario_ref() for item in good] == ["art/task-0", "art/task-0", "art/task-1"]
+    assert good[0].payload.extra["group"] == {"metadata": {"scenario_id": "task-0"}, "logs": ["of the group"]}
 
 
 def test_other_parquet_files_are_refused_by_their_columns(tmp_path: Path) -> None:
@@ -223,6 +225,9 @@ def write(path: Path, rows: list[tuple[int, float | None]]) -> None:
     schema = pa.schema(
         [
             ("group_index", pa.int64()),
+            ("group_metadata", pa.string()),
+            ("group_metrics", pa.string()),
+            ("group_logs", pa.list_(pa.string())),
             ("reward", pa.float64()),
             ("metrics", pa.string()),
             ("metadata", pa.string()),
@@ -235,6 +240,9 @@ def write(path: Path, rows: list[tuple[int, float | None]]) -> None:
     table = [
         {
             "group_index": number,
+            "group_metadata": json.dumps({"scenario_id": f"task-{number}"}),
+            "group_metrics": None,
+            "group_logs": ["of the group"],
             "reward": reward,
             "metrics": json.dumps({"m": number}),
             "metadata": json.dumps({"k": "v"}),
