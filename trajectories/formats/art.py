@@ -186,7 +186,9 @@ def _trajectory(
         return turns.incoming(
             {
                 "trajectory_id": lenient.identifier(NAME, stem, lenient.digest([item, group])[:16]),
-                "agent_id": lenient.identifier(agent or (NAME if stem.isdigit() else stem) or NAME),  # 0001: a step's file
+                "agent_id": lenient.identifier(
+                    agent or (NAME if stem.isdigit() else stem) or NAME
+                ),  # 0001: a step's file
                 "scenario_id": scenario or _scenario_id({}, item),
                 "group_id": lenient.identifier(NAME, group) if group else None,
                 "group_size": size,

@@ -258,7 +258,7 @@ def _shown(step: Document, calls: list[dict[str, object] | str] | None) -> Messa
     if calls:
         message["tool_calls"] = calls
     kept = {key: value for key, value in step.items() if key not in ("message", "tool_calls", "observation", "step_id")}
-    if kept.get("source") in roles:
+    if str(kept.get("source")) in roles:
         del kept["source"]
     return {**message, **{key: value for key, value in kept.items() if value is not None}}
 

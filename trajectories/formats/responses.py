@@ -44,7 +44,7 @@ def messages(value: object) -> list[Message]:
     made: list[Message] = []
     items = lenient.listed(value)
     for group in _grouped(items):
-        if isinstance(group, list):
+        if isinstance(group, tuple):
             call = answer(group)
             shown: Message = {"role": "assistant", "content": call.response}
             if call.reasoning is not None:
@@ -60,28 +60,26 @@ def messages(value: object) -> list[Message]:
 def turns(items: Sequence[object], told: Mapping[str, object]) -> Iterator[Turn]:
     """An `output`: answers as calls, the rest as messages. `told`: fields that every call has."""
     for group in _grouped(items):
-        if isinstance(group, list):
+        if isinstance(group, tuple):
             yield Answer(call=answer(group, told))
         else:
             yield _message(group)
 
 
-def _grouped(items: Sequence[object]) -> Iterator[list[Item] | object]:
-    """Runs of items that are one answer, as lists; any other item by itself."""
+def _grouped(items: Sequence[object]) -> Iterator[tuple[Item, ...] | object]:
+    """Runs of items that are one answer, as tuples, which JSON has not; any other item by itself."""
     run: list[Item] = []
     for number, item in enumerate(items):
-        if not isinstance(item, dict) or not is_answer(item):
-            if run:
-                yield run
-                run = []
-            yield item
-            continue
-        if run and _begins_another(run, item, items[number + 1 : number + 2]):
-            yield run
+        is_part = isinstance(item, dict) and is_answer(item)
+        if run and not (is_part and not _begins_another(run, lenient.mapping(item), items[number + 1 : number + 2])):
+            yield tuple(run)
             run = []
-        run.append(item)
+        if is_part:
+            run.append(lenient.mapping(item))
+        else:
+            yield item
     if run:
-        yield run
+        yield tuple(run)
 
 
 def _begins_another(run: Sequence[Item], item: Item, following: Sequence[object]) -> bool:
