@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from django.db import connection
 from django.db.models import Avg, Count, Q, QuerySet, Sum
 from django.utils import timezone
 
@@ -155,6 +156,33 @@ class BatchPage:
     n_trained: int
     held_out: Plot | None  # reward on held-out scenarios by version, up to this batch's
     without_spread: float | None
+    changed: Sequence["ChangedReward"]  # of the recorded rewards, since they were frozen; the first hundred
+    n_changed: int
+
+
+@dataclass(frozen=True)
+class ChangedReward:
+    """A trajectory of a frozen batch whose recorded reward is another now: the batch keeps what it learned from."""
+
+    trajectory: int
+    trajectory_ref: str
+    was: float | None
+    now: float | None
+
+
+_CHANGED = """
+    select t.id, i.trajectory_ref, (i.parts->'recorded'->>'raw')::float8, t.reward
+    from batch_items i join trajectories t on t.id = i.trajectory_id
+    where i.batch_id = %s and i.parts ? 'recorded' and (i.parts->'recorded'->>'raw')::float8 is distinct from t.reward
+    order by i.id
+"""
+
+
+def changed_rewards(batch: TrainingBatch) -> list[ChangedReward]:
+    """What a batch would see otherwise if it were frozen now."""
+    with connection.cursor() as cursor:
+        cursor.execute(_CHANGED, [batch.pk])
+        return [ChangedReward(*row) for row in cursor.fetchall()]
 
 
 def batch_page(batch: TrainingBatch) -> BatchPage:
@@ -165,6 +193,7 @@ def batch_page(batch: TrainingBatch) -> BatchPage:
     groups = batch.groups.select_related("group", "group__scenario")
     used = list(groups.filter(is_used=True).order_by("pk")[:100])
     flat = [one for one in used if one.std == 0]
+    changed = changed_rewards(batch)
     left_out = batch.groups.filter(is_used=False).order_by().values("left_out").annotate(n=Count("pk")).order_by("-n")
     return BatchPage(
         model=model,
@@ -181,6 +210,8 @@ def batch_page(batch: TrainingBatch) -> BatchPage:
         n_trained=items.filter(is_trained=True).count(),
         held_out=reward_by_version(batch.project, until=model.ordinal if model else None),
         without_spread=len(flat) / len(used) if used else None,
+        changed=changed[:100],
+        n_changed=len(changed),
     )
 
 

@@ -12,6 +12,7 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 
@@ -44,6 +45,7 @@ from trajectories.models import (
     Role,
     Scenario,
     SharedText,
+    State,
     StateChange,
     Tombstone,
     Trajectory,
@@ -105,6 +107,23 @@ class StepView:
 
 
 @dataclass(frozen=True)
+class UseView:
+    """One use in a batch, whose numbers were frozen."""
+
+    row: object
+    was: float | None  # recorded reward in the batch; None too where it did not count
+    changed: bool  # and is another now
+
+
+def _use(row: object, reward: float | None) -> UseView:
+    parts = getattr(row, "parts", None)
+    recorded = parts.get("recorded") if isinstance(parts, dict) else None
+    if not isinstance(recorded, dict):
+        return UseView(row, None, False)
+    return UseView(row, recorded.get("raw"), recorded.get("raw") != reward)
+
+
+@dataclass(frozen=True)
 class TrajectoryPage:
     """Some steps of a conversation with everything that is said about it."""
 
@@ -116,23 +135,29 @@ class TrajectoryPage:
     next: int | None
     closing: Sequence[Line] = ()
     judgments: Sequence[object] = ()
-    uses: Sequence[object] = ()
+    uses: Sequence["UseView"] = ()
+    is_live: bool = False  # more steps may come at its end
     rewards: Sequence[RewardChange] = ()
     redactions: Sequence[object] = ()
     checks: Sequence[quality.Check] = ()
-    findings: Sequence[object] = ()  # what is said beside the checks
     missing: str = ""
     tools: str = ""
     metadata: Line | None = None
     calls: Sequence[LlmCallLog] = field(default_factory=list)
 
+    @property
+    def after(self) -> int:
+        """Number of the first step that is not shown."""
+        return self.last + 1
+
 
 def trajectory_page(trajectory: Trajectory, start: int) -> TrajectoryPage:
     """The steps from `start` on, `STEPS_A_PAGE` of them."""
+    page = _around(trajectory)
     try:
         payload = segments.load(trajectory, open_blobs=False)
     except Exception as exc:  # a page that says what is wrong with a payload is worth more than an error page
-        return TrajectoryPage((), 0, 0, trajectory.n_steps, None, None, missing=f"The payload cannot be read: {exc}")
+        return replace(page, missing=f"The payload cannot be read: {exc}")
     total = len(payload.steps)
     start = max(0, min(start, max(0, total - 1)))
     end = min(total, start + STEPS_A_PAGE)
@@ -145,7 +170,8 @@ def trajectory_page(trajectory: Trajectory, start: int) -> TrajectoryPage:
         said = prompts[position - 1] if position else ()
         steps.append(StepView(number, step.timestamp, shows.all(_lines(step, prompts, position, said)), step.reward))
         position += len(step.llm_calls)
-    return TrajectoryPage(
+    return replace(
+        page,
         steps=steps,
         first=start,
         last=end - 1,
@@ -153,16 +179,31 @@ def trajectory_page(trajectory: Trajectory, start: int) -> TrajectoryPage:
         previous=max(0, start - STEPS_A_PAGE) if start else None,
         next=end if end < total else None,
         closing=shows.all([_message(one) for one in payload.closing_messages]) if end == total else (),
-        judgments=list(trajectory.judgments.select_related("judge_call").order_by("-is_current", "-pk")[:50]),
-        uses=list(trajectory.batch_items.select_related("batch", "batch__model").order_by("-pk")[:20]),
-        rewards=list(trajectory.reward_changes.order_by("-pk")[:20]),
-        redactions=list(trajectory.redactions.order_by("rule")),
+        is_live=trajectory.state == State.OPEN and end == total,
         checks=quality.checks(
             census.of(payload), trajectory.final_status, quality.weights_of(trajectory.project.quality_weights)
         ),
-        findings=[one for one in trajectory.findings if one.get("check") not in quality.CHECKS],
         tools=_pretty(payload.tools) if payload.tools else "",
         metadata=shows.one(Line("", _pretty(payload.metadata))) if payload.metadata else None,
+    )
+
+
+def _around(trajectory: Trajectory) -> TrajectoryPage:
+    """What is said beside the conversation; it needs no payload."""
+    return TrajectoryPage(
+        steps=(),
+        first=0,
+        last=-1,
+        total=trajectory.n_steps,
+        previous=None,
+        next=None,
+        judgments=list(trajectory.judgments.select_related("judge_call").order_by("-is_current", "-pk")[:50]),
+        uses=[
+            _use(one, trajectory.reward)
+            for one in trajectory.batch_items.select_related("batch", "batch__model").order_by("-pk")[:20]
+        ],
+        rewards=list(trajectory.reward_changes.order_by("-pk")[:20]),
+        redactions=list(trajectory.redactions.order_by("rule")),
     )
 
 
@@ -267,6 +308,11 @@ def _pretty(value: object) -> str:
         return json.dumps(value, ensure_ascii=False, indent=2, default=str)
     except (TypeError, ValueError):
         return str(value)
+
+
+def _number(text: str) -> int:
+    """Of a step, as an address has it; 0 for what is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _exclude(row: Trajectory, by: Actor, form: QueryDict) -> str:
@@ -400,10 +446,23 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
     def quality_shown(self, row: Trajectory) -> str:
         return f"{row.quality:.0%}"
 
+    def live_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """What came since step `after` of a trajectory that runs; htmx asks for it. 204: nothing."""
+        row = self.get_object(request, object_id)
+        if row is None or not self.has_view_permission(request, row):
+            raise Http404
+        after = _number(request.GET.get("after", "0"))
+        if row.state == State.OPEN and row.n_steps <= after:
+            return HttpResponse(status=204)
+        context = {"original": row, "page": trajectory_page(row, after), "after": after, "is_fragment": True}
+        return TemplateResponse(request, "admin/trajectories/trajectory/live.html", context)
+
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(self.blob_view)
+        live = self.admin_site.admin_view(self.live_view)
         return [
             path("<path:object_id>/blob/<int:blob>/", view, name="trajectories_trajectory_blob"),
+            path("<path:object_id>/live/", live, name="trajectories_trajectory_live"),
             *super().get_urls(),
         ]
 
@@ -432,8 +491,9 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
         )
 
     def page(self, request: HttpRequest, row: Trajectory) -> TrajectoryPage:
-        start = request.GET.get("step", "0")
-        return trajectory_page(row, int(start) if start.isascii() and start.isdigit() and len(start) < 10 else 0)
+        if "step" not in request.GET and row.state == State.OPEN:
+            return trajectory_page(row, (row.n_steps - 1) // STEPS_A_PAGE * STEPS_A_PAGE)  # where it goes on
+        return trajectory_page(row, _number(request.GET.get("step", "0")))
 
     @admin.action(description="Exclude from groups and batches", permissions=["researcher"])
     def exclude_chosen(self, request: HttpRequest, chosen: QuerySet[Trajectory]) -> HttpResponse | None:

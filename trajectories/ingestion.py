@@ -6,6 +6,7 @@ Groups, counters, call rows and late rewards are made behind the write (`indexin
 """
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -52,6 +53,8 @@ from trajectories.models import (
 from trajectories.payloads import EndBody, Envelope, LlmCallPayload, StepPayload, StepsBody, TrajectoryPayload
 from trajectories.transcripts import has_image, is_answered, own_prompt
 from trajectories.writing import Prepared, Row
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 100  # trajectories of one request that are looked up together
 PART = 25  # … and handed to the database together
@@ -849,7 +852,53 @@ def time_out() -> int:
                 field="state",
             )
             count += len(rows)
+        for row in rows:
+            _judge_timed_out(project, row.pk)
     return count
+
+
+JUDGED = (
+    "quality",
+    "fidelity",
+    "findings",
+    "origin",
+    "behaviour",
+    "model_names",
+    "n_trainable_calls",
+    "prompt_tokens",
+    "completion_tokens",
+)
+
+
+def _judge_timed_out(project: Project, pk: int) -> None:
+    """Nobody may ever end it, so its columns say now what came."""
+    with transaction.atomic():
+        row = Trajectory.objects.select_for_update().filter(pk=pk, state=State.TIMED_OUT).first()
+        if row is None:
+            return
+        try:
+            payload = segments.load(row)
+            timed_out = TrajectoryPayload(
+                **{
+                    **{name: getattr(payload, name) for name in TrajectoryPayload.__struct_fields__},
+                    "final_status": "timeout",
+                }
+            )
+            columns, _ = _Context(project, [timed_out]).row_of(
+                timed_out,
+                content_hash=b"",
+                twin_hash=b"",
+                source_format=row.source_format,
+                raw_size=0,
+                nul=False,
+                redactions={},
+            )
+        except (Problem, LookupError) as exc:
+            logger.warning("trajectory %s timed out and cannot be judged: %s", row.pk, exc)
+            return
+        for name in JUDGED:
+            setattr(row, name, getattr(columns, name))
+        row.save(update_fields=JUDGED)
 
 
 def _locked(project: Project, trajectory_id: str) -> Trajectory:
