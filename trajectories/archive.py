@@ -10,7 +10,7 @@ from django.core.files.storage import storages
 from django.db import transaction
 from django.utils import timezone
 
-from trajectories import history
+from trajectories import codec, history, segments
 from trajectories.errors import Refused
 from trajectories.history import SYSTEM, Actor
 from trajectories.models import State, Trajectory, TrajectorySegment
@@ -30,9 +30,11 @@ def archive(trajectory: Trajectory, *, by: Actor = SYSTEM, reason: str = "") -> 
         if row.archived_at is not None:
             raise Refused(f"{trajectory} is in the archive already.")
         for segment in TrajectorySegment.objects.filter(trajectory=row, data__isnull=False):
-            assert segment.data is not None
-            name = storage.save(f"{row.project_id}/{row.pk}/{segment.seq}.zst", ContentFile(bytes(segment.data)))
-            TrajectorySegment.objects.filter(pk=segment.pk).update(data=None, location=name)
+            data = bytes(segment.data or b"")
+            if segment.dictionary is not None:  # what lies elsewhere must need nothing of ours: any zstd can open it
+                data = codec.compress(segments.raw_of(segment))
+            name = storage.save(f"{row.project_id}/{row.pk}/{segment.seq}.zst", ContentFile(data))
+            TrajectorySegment.objects.filter(pk=segment.pk).update(data=None, dictionary=None, location=name)
         Trajectory.objects.filter(pk=row.pk).update(archived_at=timezone.now())
         history.record(row, "stored", "archived", project=row.project, by=by, reason=reason, field="archived_at")
     trajectory.refresh_from_db()

@@ -20,6 +20,7 @@ from django.utils import timezone
 from trajectories import (
     blobs,
     census,
+    codec,
     history,
     limits,
     origins,
@@ -483,7 +484,7 @@ def shared_texts(project: Project, wanted: Mapping[bytes, segments.Text]) -> dic
                         text_hash=one,
                         kind=wanted[one].kind,
                         raw_size=len(wanted[one].raw),
-                        data=segments.compress(wanted[one].raw),
+                        data=codec.compress(wanted[one].raw),
                     )
                     for one in missing
                 ),
@@ -927,7 +928,8 @@ def _add_pieces(row: Trajectory, pieces: Sequence[segments.Piece], step_hashes: 
             first_step=piece.first_step,
             last_step=piece.last_step,
             raw_size=len(piece.raw),
-            data=segments.compress(piece.raw),
+            dictionary=codec.LATEST,
+            data=codec.compress(piece.raw, codec.LATEST),
             step_hashes=hashed,
         )
         for piece, hashed in zip(pieces, step_hashes, strict=True)

@@ -5,14 +5,13 @@ named by their place in the row's list. Segment 0 is the header with, where all 
 no steps (first 0, last -1) and a page of a long run opens one other segment.
 """
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
-import zstandard
 from django.core.files.storage import storages
 
 from trajectories import blobs, digests, payloads
+from trajectories.codec import decompress
 from trajectories.formats import messages as messages_format
 from trajectories.formats.chat import SHARED_BYTES, Chat, ChatPayload
 from trajectories.models import SharedText, Trajectory, TrajectorySegment
@@ -21,7 +20,6 @@ from trajectories.transcripts import OriginOfCall, answer_as_sent
 
 SEGMENT_BYTES = 256 * 1024  # of JSON before compression; one step alone may be larger
 LOOK_BACK = 4  # earlier calls whose prompt may be the beginning of this one's
-LEVEL = 3
 
 Tools = list[dict[str, object]]
 
@@ -99,31 +97,7 @@ class Packed(msgspec.Struct, frozen=True):
     texts: tuple[Text, ...]  # in the order of the row's `shared_texts`
 
 
-_local = threading.local()  # zstd contexts must not be shared between threads
 _decoder = msgspec.json.Decoder(StoredSegment)
-
-
-def compress(raw: bytes) -> bytes:
-    if not hasattr(_local, "compressor"):
-        _local.compressor = zstandard.ZstdCompressor(level=LEVEL)
-    packed: bytes = _local.compressor.compress(raw)
-    return packed
-
-
-def compress_many(raws: Sequence[bytes]) -> list[bytes]:
-    """The same of many, all in one call without Python's lock: other threads go on meanwhile."""
-    if len(raws) < 2 or not hasattr(zstandard.ZstdCompressor, "multi_compress_to_buffer"):
-        return [compress(raw) for raw in raws]
-    compress(b"")  # makes the thread's compressor
-    packed = _local.compressor.multi_compress_to_buffer(list(raws), threads=0)
-    return [packed[at].tobytes() for at in range(len(raws))]
-
-
-def decompress(data: bytes, raw_size: int) -> bytes:
-    if not hasattr(_local, "decompressor"):
-        _local.decompressor = zstandard.ZstdDecompressor()
-    raw: bytes = _local.decompressor.decompress(data, max_output_size=raw_size)
-    return raw
 
 
 class _Texts:
@@ -358,10 +332,10 @@ def has_payload(trajectory: Trajectory) -> bool:
 def raw_of(row: TrajectorySegment) -> bytes:
     """The JSON of a segment, wherever it lies, with marks for what lies elsewhere."""
     if row.data is not None:
-        return decompress(bytes(row.data), row.raw_size)
+        return decompress(bytes(row.data), row.raw_size, row.dictionary)
     with storages["archive"].open(row.location, "rb") as stored:
         data: bytes = stored.read()
-    return decompress(data, row.raw_size)
+    return decompress(data, row.raw_size, row.dictionary)
 
 
 def _unpack(

@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 import msgspec
 from django.db import close_old_connections, connection
 
-from trajectories import payloads, scenarios, segments, statements
+from trajectories import codec, payloads, scenarios, segments, statements
 
 WRITERS = 2  # while one waits for the log to be flushed, the other one's statement runs
 ROWS = 100  # of one statement, about
@@ -152,8 +152,8 @@ _WRITE = f"""
     ),
     pieces as (
         insert into trajectory_segments
-            (trajectory_id, seq, first_step, last_step, codec, raw_size, data, location, step_hashes)
-        select f.id, p.seq, p.first_step, p.last_step, 'zstd', p.raw_size, d.data, '', p.step_hashes
+            (trajectory_id, seq, first_step, last_step, codec, dictionary, raw_size, data, location, step_hashes)
+        select f.id, p.seq, p.first_step, p.last_step, 'zstd', {codec.LATEST}, p.raw_size, d.data, '', p.step_hashes
         from json_to_recordset(%s::json) as p(
             n int8, project_id int8, trajectory_id varchar, seq int4, first_step int4, last_step int4, raw_size int8,
             step_hashes bytea)
@@ -206,7 +206,7 @@ def write(ready: Sequence[Prepared]) -> set[tuple[int, str]]:
     parameters = (
         payloads.encode([one.row for one in ready]).decode(),
         payloads.encode(pieces).decode(),
-        segments.compress_many(raws),
+        codec.compress_many(raws, codec.LATEST),
         payloads.encode(taken_out).decode(),
     )
     return {(int(str(project)), str(name)) for project, name in statements.fetch(_WRITE, parameters)}

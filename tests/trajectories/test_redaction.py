@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import auth, importing, indexing, limits, redaction, segments
+from trajectories import auth, codec, importing, indexing, limits, redaction, segments
 from trajectories.models import (
     ApiKey,
     Project,
@@ -51,7 +51,7 @@ def headers(project: Project) -> dict[str, str]:
 def everything() -> bytes:
     """All that the database holds of recordings, unpacked."""
     found = [segments.raw_of(row) for row in TrajectorySegment.objects.all()]
-    found += [segments.decompress(bytes(row.data), row.raw_size) for row in SharedText.objects.all()]
+    found += [codec.decompress(bytes(row.data), row.raw_size) for row in SharedText.objects.all()]
     with connection.cursor() as cursor:
         for table in ("trajectories", "scenarios", "reward_changes", "llm_call_logs", "blobs", "reward_judgments"):
             cursor.execute(f"select t::text from {table} t")
