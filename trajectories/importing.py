@@ -120,9 +120,11 @@ def _record(project: Project, path: Path, waiting: list[tuple[Place, Incoming]],
             report.replayed += 1
         else:
             report.trajectories += 1
-            for call in incoming.payload.calls():
-                report.llm_calls += 1
-                report.tool_calls += len(messages.tool_calls(call))
+            for step in incoming.payload.steps:
+                report.llm_calls += len(step.llm_calls)
+                report.tool_calls += sum(len(messages.tool_calls(call)) for call in step.llm_calls)
+                if not step.llm_calls and step.action is not None:  # the agent's program called tools by itself
+                    report.tool_calls += len(step.action.calls)
 
 
 def _recorded(project: Project, items: list[Incoming]) -> list[ingestion.Recorded | Problem]:

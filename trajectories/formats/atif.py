@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from trajectories.errors import Problem
 from trajectories.formats import lenient, turns
 from trajectories.formats.incoming import Incoming
-from trajectories.formats.turns import Answer, Turn
-from trajectories.payloads import Message
+from trajectories.formats.turns import Answer, Done, Turn
+from trajectories.payloads import ActionCallPayload, ActionPayload, Message, StepPayload
 
 NAME = "atif"
 ALIASES = ("harbor",)
@@ -192,6 +192,8 @@ def _turns(step: Document, default: str | None) -> Iterator[Turn]:
         yield _answer(step, calls, default)
     else:
         yield _shown(step, calls)
+        if step.get("source") == "agent" and step.get("is_copied_context") is not True:
+            yield _done(step)
     observation = step.get("observation")
     results = lenient.mapping(observation).get("results")
     for result in lenient.listed(results):
@@ -247,6 +249,31 @@ def _answer(step: Document, calls: list[dict[str, object] | str] | None, default
         }
     )
     return Answer(call=call, step={"timestamp": time} if time else {})
+
+
+def _done(step: Document) -> Done:
+    """What the agent's program did without asking a model (`llm_call_count: 0`). Its words stand in the messages."""
+    asked = lenient.objects(step.get("tool_calls"))
+    results = lenient.objects(lenient.mapping(step.get("observation")).get("results"))
+    of_call = {
+        str(one["source_call_id"]): one.get("content") for one in results if one.get("source_call_id") is not None
+    }
+    names = [str(one.get("function_name") or "") for one in asked]
+    time = lenient.time(step.get("timestamp"))
+    return Done(
+        StepPayload(
+            timestamp=time,
+            action=ActionPayload(
+                action_type=names[0] if len(names) == 1 else "tool_calls" if names else "",
+                calls=tuple(
+                    ActionCallPayload(
+                        tool_call_id=str(one.get("tool_call_id")), result=of_call.get(str(one.get("tool_call_id")))
+                    )
+                    for one in asked
+                ),
+            ),
+        )
+    )
 
 
 def _shown(step: Document, calls: list[dict[str, object] | str] | None) -> Message:

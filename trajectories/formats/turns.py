@@ -21,7 +21,13 @@ class Answer(msgspec.Struct, kw_only=True):
     step: Mapping[str, object] = {}  # fields of StepPayload
 
 
-Turn = Message | Answer
+class Done(msgspec.Struct):
+    """A step without a model: what the agent's program did by itself."""
+
+    step: StepPayload
+
+
+Turn = Message | Answer | Done
 
 
 def call_of(fields: Mapping[str, object]) -> LlmCallPayload:
@@ -29,13 +35,14 @@ def call_of(fields: Mapping[str, object]) -> LlmCallPayload:
     return payloads.from_builtins({key: value for key, value in fields.items() if value is not None}, LlmCallPayload)
 
 
-def steps_of(conversations: Iterable[Iterable[Turn]]) -> tuple[tuple[StepPayload, ...], tuple[Message, ...]]:
-    """One step a call; and what follows the last call.
+def steps_of(conversations: Iterable[Iterable[Turn]]) -> tuple[tuple[StepPayload, ...], tuple[Message, ...], bool]:
+    """One step a call; what follows the last call; and whether all actions can be made of the messages again.
 
     The first call of a conversation carries its prompt, the others refer to the one before. What follows the last call
     of a conversation that is not the last one stays with that call.
     """
     steps: list[StepPayload] = []
+    done: list[tuple[int, StepPayload]] = []  # before which call, counted from 0
     waiting: list[Message] = []
     for turns in conversations:
         if waiting and steps:
@@ -45,19 +52,24 @@ def steps_of(conversations: Iterable[Iterable[Turn]]) -> tuple[tuple[StepPayload
             waiting = []
         first = True
         for turn in turns:
+            if isinstance(turn, Done):
+                done.append((len(steps), turn.step))
+                continue
             if not isinstance(turn, Answer):
                 waiting.append(turn)
                 continue
             if first:
                 call = msgspec.structs.replace(turn.call, messages=tuple(waiting))
             else:
-                call = msgspec.structs.replace(
-                    turn.call, prompt_ref=PromptRef(call=len(steps) - 1, append=tuple(waiting))
-                )
+                reference = PromptRef(call=len(steps) - 1, append=tuple(waiting))
+                call = msgspec.structs.replace(turn.call, prompt_ref=reference)
             steps.append(msgspec.structs.replace(StepPayload(llm_calls=(call,)), **turn.step))
             first, waiting = False, []
     closing = tuple(waiting)
-    return with_actions(steps, closing), closing
+    acted = list(with_actions(steps, closing))
+    for at, step in reversed(done):
+        acted.insert(at, step)
+    return tuple(acted), closing, not done
 
 
 def incoming(
@@ -72,14 +84,14 @@ def incoming(
     Raises:
         Invalid, TooLarge: with pointer and limit.
     """
-    steps, closing = steps_of(conversations)
+    steps, closing, derived = steps_of(conversations)
     told = {key: value for key, value in envelope.items() if value is not None and value != {}}
     bare = payloads.from_builtins({**told, "steps": ()}, TrajectoryPayload)
     payload = msgspec.structs.replace(bare, steps=steps, closing_messages=closing)
     payloads.check(payload)
     payloads.check_steps(payload.steps)
     return Incoming(
-        payload=payload, canonical=identity(payload), source_format=name, derived_actions=True, made_id=made_id
+        payload=payload, canonical=identity(payload), source_format=name, derived_actions=derived, made_id=made_id
     )
 
 

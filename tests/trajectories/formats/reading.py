@@ -46,11 +46,17 @@ def counts(found: Iterable[Incoming | TrajectoryPayload]) -> dict[str, object]:
     return {
         "trajectories": len(whole),
         "llm_calls": len(calls),
-        "tool_calls": sum(len(messages.tool_calls(call)) for call in calls),
+        "tool_calls": sum(len(messages.tool_calls(call)) for call in calls) + without_model(whole),
         "reward": round(sum(payload.reward for payload in whole if payload.reward is not None), 6),
         "unknown_rewards": sum(payload.reward is None for payload in whole),
         "token_ids": sum(len(call.token_ids or ()) for call in calls),
     }
+
+
+def without_model(found: Iterable[TrajectoryPayload]) -> int:
+    """Tool calls of steps in which no model was asked."""
+    steps = [step for payload in found for step in payload.steps if not step.llm_calls]
+    return sum(len(step.action.calls) for step in steps if step.action is not None)
 
 
 def lost(source: object, found: Sequence[Incoming], known: Iterable[str] = ()) -> list[str]:

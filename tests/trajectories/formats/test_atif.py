@@ -100,6 +100,10 @@ def test_copied_steps_and_steps_without_a_model_are_context() -> None:
     )
     (call,) = payload.calls()
     assert call.response == "Now."
+    dispatched, asked = payload.steps
+    assert dispatched.action is not None
+    assert [(one.tool_call_id, one.result) for one in dispatched.action.calls] == [("b", "B")]
+    assert (asked.llm_calls, reading.counts([payload])["tool_calls"]) == ((call,), 1)
     assert [message["role"] for message in call.messages or ()] == ["user", "assistant", "tool", "assistant", "tool"]
 
 
