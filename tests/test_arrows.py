@@ -35,7 +35,8 @@ def python(folder: str) -> list[Path]:
 
 def is_face(path: Path) -> bool:
     parts = path.relative_to(ROOT).with_suffix("").parts[1:]
-    return any(part.startswith(FACES) for part in parts) or parts[-1] in ("urls", "views", "apps", "front_door", "project_admin")
+    named = ("urls", "views", "apps", "front_door", "project_admin")
+    return any(part.startswith(FACES) for part in parts) or parts[-1] in named
 
 
 def test_trajectories_do_not_know_of_training() -> None:

@@ -222,21 +222,19 @@ def write(path: Path, rows: list[tuple[int, float | None]]) -> None:
     message = pa.struct(
         [(n, pa.string()) for n in ("role", "content", "tool_calls", "tool_call_id")] + [("trainable", pa.bool_())]
     )
-    schema = pa.schema(
-        [
-            ("group_index", pa.int64()),
-            ("group_metadata", pa.string()),
-            ("group_metrics", pa.string()),
-            ("group_logs", pa.list_(pa.string())),
-            ("reward", pa.float64()),
-            ("metrics", pa.string()),
-            ("metadata", pa.string()),
-            ("tools", pa.string()),
-            ("logs", pa.list_(pa.string())),
-            ("additional_histories", pa.string()),
-            ("messages", pa.list_(message)),
-        ]
-    )
+    columns: list[tuple[str, pa.DataType]] = [
+        ("group_index", pa.int64()),
+        ("group_metadata", pa.string()),
+        ("group_metrics", pa.string()),
+        ("group_logs", pa.list_(pa.string())),
+        ("reward", pa.float64()),
+        ("metrics", pa.string()),
+        ("metadata", pa.string()),
+        ("tools", pa.string()),
+        ("logs", pa.list_(pa.string())),
+        ("additional_histories", pa.string()),
+        ("messages", pa.list_(message)),
+    ]
     table = [
         {
             "group_index": number,
@@ -253,4 +251,4 @@ def write(path: Path, rows: list[tuple[int, float | None]]) -> None:
         }
         for number, reward in rows
     ]
-    pq.write_table(pa.Table.from_pylist(table, schema=schema), path, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(table, schema=pa.schema(columns)), path, compression="zstd")
