@@ -21,6 +21,7 @@ NAME = "intercode"
 MODEL = re.compile(r"multiturn_(?P<model>.+?)(?:_\d+_turns.*|-\d+_turns.*)?$")
 STRATEGIES = ("plan_solve_refine", "plan_solve", "react", "multiturn")
 TURNS = ("actions", "observations", "rewards", "valid_action", "thoughts", "steps")
+DONE = ("actions", "observations", "thoughts")  # a run that did nothing has a reward and a validity all the same
 
 
 def recognises(value: object) -> bool:
@@ -81,7 +82,12 @@ def _incoming(item: dict[str, object], key: str, meta: object, source: str) -> I
     laid = _human(turns, query) if human else _lay(turns, query, environment, model)
     taken = ("query", "turn_history", "environment", "task_id") if not human else ("query", "environment", "trajectory")
     rest = {name: inner for name, inner in item.items() if name not in taken}
-    odd = {name: inner for name, inner in history.items() if name not in TURNS or not isinstance(inner, list)}
+    length = max(len(lenient.listed(history.get(name))) for name in DONE)
+    odd = {
+        name: inner
+        for name, inner in history.items()
+        if name not in TURNS or not isinstance(inner, list) or len(inner) > length
+    }
     reward = lenient.number(summary.get("max_reward", item.get("reward")))
     canonical = payloads.canonical(item)
     envelope = {
@@ -127,7 +133,7 @@ def _turns(item: Mapping[str, object], history: Mapping[str, object]) -> list[Tu
             for one in lenient.objects(item.get("trajectory"))
         ]
     lists = {name: lenient.listed(history.get(name)) for name in TURNS}
-    length = max((len(one) for one in lists.values()), default=0)
+    length = max(len(lists[name]) for name in DONE)
 
     def at(name: str, number: int) -> object:
         return lists[name][number] if number < len(lists[name]) else None

@@ -86,7 +86,7 @@ def _incoming(run: dict[str, object], source: str, attempt: int | None, around: 
     scenario = ("swe", instance) if instance else (NAME, lenient.digest(task)[:16])
     canonical = payloads.canonical(run)
     status = info.get("exit_status")
-    stats = lenient.mapping(info.get("model_stats"))
+    stats = _stats(info.get("model_stats"))
     told = status if isinstance(status, str) else "" if status is None else str(status)
     envelope = {
         "trajectory_id": lenient.identifier(
@@ -103,6 +103,15 @@ def _incoming(run: dict[str, object], source: str, attempt: int | None, around: 
         "extra": extra,
     }
     return conversations.incoming(envelope, laid, name=NAME, canonical=canonical, made_id=True)
+
+
+def _stats(value: object) -> dict[str, object]:
+    """What the run cost, and its tokens, which no turn tells; a replay tells 0 of both, which is unknown."""
+    stats = dict(lenient.mapping(value))
+    if stats.get("tokens_sent") or stats.get("tokens_received"):
+        stats["prompt_tokens"] = lenient.count(stats.pop("tokens_sent", None))
+        stats["completion_tokens"] = lenient.count(stats.pop("tokens_received", None))
+    return stats
 
 
 def _instance(source: str) -> str:
@@ -182,14 +191,19 @@ def _is_notice(turn: Mapping[str, object], has_query: bool, is_last: bool) -> bo
 
 
 def _place(turn: Mapping[str, object], history: Sequence[Message], at: int) -> int | None:
-    """Where the answer of a turn stands in the history: answers that had to be asked for again are not in it."""
+    """Where the answer of a turn stands in the history: answers that had to be asked for again are not in it.
+
+    Demonstrations were written over by hand in one of both: there the command tells.
+    """
     for place in range(at, len(history)):
         if _is_answer(history[place]):
             one = history[place]
             same = one.get("content") == turn.get("response")
             if same and ("action" not in one or one.get("action") == turn.get("action")):
                 return place
-    return None
+    place = _next_answer(history, at)
+    did = turn.get("action")
+    return place if did and place < len(history) and history[place].get("action") == did else None
 
 
 def _next_answer(history: Sequence[Message], at: int) -> int:

@@ -161,7 +161,7 @@ def _conversation(messages: list[object], default: Mapping[str, object]) -> tupl
     """The agent's conversation, and what the user did with tools of its own, which the agent did not see."""
     said: list[Turn] = []
     users: list[object] = []
-    for message in messages:
+    for place, message in enumerate(messages):
         for one in _flat(message):
             calls = lenient.objects(one.get("tool_calls"))
             if one.get("requestor") == "user" or (one.get("role") == "user" and calls):
@@ -170,7 +170,9 @@ def _conversation(messages: list[object], default: Mapping[str, object]) -> tupl
                     continue
                 one = {key: value for key, value in one.items() if key != "tool_calls"}
             if one.get("role") == "assistant":
-                said.append(_answer(one, calls, default))
+                said.append(
+                    turns.shown(lenient.rest(one)) if _is_greeting(one, place) else _answer(one, calls, default)
+                )
             elif one.get("role") == "tool":
                 kept = lenient.rest(one, ("id", "role", "content", "requestor", "error"))
                 error = {"error": True} if one.get("error") is True else {}
@@ -189,10 +191,12 @@ def _flat(message: object) -> list[dict[str, object]]:
     return inner or [message]
 
 
+def _is_greeting(message: Mapping[str, object], place: int) -> bool:
+    """What the benchmark lets the agent say first: no model wrote it."""
+    return place == 0 and not any(message.get(name) for name in ("tool_calls", "usage", "raw_data", "cost"))
+
+
 def _answer(message: Mapping[str, object], calls: list[dict[str, object]], default: Mapping[str, object]) -> Answer:
-    """An agent's message. The greeting that the benchmark puts first is nobody's answer: context."""
-    is_first = message.get("turn_idx") in (0, None)
-    scripted = is_first and not calls and not message.get("usage") and not message.get("raw_data")
     seconds = lenient.number(message.get("generation_time_seconds"))
     time = lenient.time(message.get("timestamp"))
     taken = ["role", "content", "tool_calls", "usage"]
@@ -219,7 +223,6 @@ def _answer(message: Mapping[str, object], calls: list[dict[str, object]], defau
             **default,
             **used,
             "latency_ms": seconds * 1000 if seconds is not None else None,
-            "trainable": False if scripted and not used else None,
             "extra": {"tau2": left} if left else {},
         },
     )

@@ -122,6 +122,16 @@ def test_what_a_person_played_has_actions_and_no_calls() -> None:
     assert not outcomes.lost(value, found[0].payload)
 
 
+def test_a_run_that_did_nothing_has_no_call_and_keeps_what_it_tells() -> None:
+    value = history(actions=[], observations=[], rewards=[0.5], valid_action=[True], steps=[])
+    value["summary"] = {"max_reward": 0.5, "max_reward_idx": -1}
+
+    payload = outcomes.one(intercode, {"93": value}, "ic_sql_plan_solve.json")
+
+    assert (payload.steps, payload.reward) == ((), 0.5)
+    assert payload.extra["turn_history"] == {"rewards": [0.5], "valid_action": [True]}
+
+
 def test_a_bad_episode_costs_its_neighbours_nothing() -> None:
     value = {"0": episode(), "1": "nothing", "2": {"task_id": 2}, "3": episode(task_id=3)}
 

@@ -188,3 +188,25 @@ def test_a_run_without_turns_and_history_is_refused() -> None:
 )
 def test_other_documents_are_not_recognised(value: object) -> None:
     assert not swe_agent.recognises(value)
+
+
+def test_tokens_of_a_run_are_those_of_its_statistics_and_a_replay_knows_none() -> None:
+    told: Body = {"api_calls": 1, "instance_cost": 0.1, "tokens_sent": 900, "tokens_received": 40}
+    payload = outcomes.one(swe_agent, run([LOOK], [SYSTEM, TASK, *said(LOOK)], model_stats=told))
+    assert payload.metrics == {"api_calls": 1, "instance_cost": 0.1, "prompt_tokens": 900, "completion_tokens": 40}
+
+    told = {**told, "tokens_sent": 0, "tokens_received": 0}
+    payload = outcomes.one(swe_agent, run([LOOK], [SYSTEM, TASK, *said(LOOK)], model_stats=told))
+    assert "prompt_tokens" not in payload.metrics
+
+
+def test_an_answer_written_over_by_hand_is_found_by_its_command() -> None:
+    asked = [{"id": "c1", "type": "function", "function": {"name": "bash", "arguments": "{}"}}]
+    edited = {**LOOK, "response": "Let me look around.", "thought": "Let me look around."}
+    value = run([edited, SUBMIT], [SYSTEM, TASK, *said(LOOK, tool_calls=asked), *said(SUBMIT)])
+
+    payload = outcomes.one(swe_agent, value)
+
+    assert [call.response for call in payload.calls()] == ["Let me look around.", "Done."]
+    assert payload.steps[0].llm_calls[0].tool_calls == asked
+    assert not outcomes.lost(value, payload)

@@ -161,15 +161,21 @@ def test_a_simulation_of_a_results_file_knows_task_agent_and_model() -> None:
 
     assert payload.scenario is not None
     assert (payload.scenario.id, payload.scenario.description) == ("tau2-bench/telecom/t1", "Your phone is dead.")
-    greeting, first, second = payload.calls()
-    assert greeting.trainable is False
+    first, second = payload.calls()
+    assert [message["role"] for message in first.messages or ()] == ["assistant", "user"]  # the greeting is nobody's
     assert (first.model, first.temperature, first.latency_ms) == ("gpt-4.1", 0.0, 500.0)
     assert (first.prompt_tokens, first.completion_tokens, second.completion_tokens) == (10, 2, 3)
-    assert payload.steps[1].action is not None
-    assert payload.steps[1].action.calls[0].result == "found"
+    assert payload.steps[0].action is not None
+    assert payload.steps[0].action.calls[0].result == "found"
     assert (payload.reward, payload.reward_components) == (0.0, {"DB": 0.0, "COMMUNICATE": 1.0})
     assert "toggled" in str(payload.extra["user_tools"])
     assert reading.lost(value, [found]) == ["/simulations/0/messages/2/generation_time_seconds"]  # in ms now
+
+
+def test_answers_whose_usage_is_not_told_are_calls_but_for_the_greeting() -> None:
+    said = [{"role": role, "content": role} for role in ("assistant", "user", "assistant", "user", "assistant")]
+    assert len(list(reading.one(simulation(messages=said)).calls())) == 2
+    assert len(list(reading.one(simulation(messages=said[1:])).calls())) == 2
 
 
 def test_a_simulation_without_reward_or_with_an_error_says_so() -> None:
