@@ -4,7 +4,8 @@ from .client import AsyncClient, Client
 from .courier import Counts, Limits
 from .problems import ApiError, Conflict, Gone, Invalid, NotAllowed, NotFound, Refused, Unavailable
 from .recording import Recorder
-from .trajectory import FinalStatus, Step, Trajectory
+from .step import Step
+from .trajectory import FinalStatus, Trajectory
 
 __all__ = [
     "ApiError",

@@ -15,7 +15,7 @@ def call_of(request: Mapping[str, object], response: Mapping[str, object], choic
         request: what `chat.completions.create` was given: model, messages, sampling, tools.
         response: the ChatCompletion as a mapping. vLLM's `token_ids` and `prompt_token_ids` are read
             (asked for by `extra_body={"return_token_ids": True}`), and `logprobs` of the chosen tokens.
-        choice: which of `n` answers the agent took; the others are not recorded.
+        choice: which of `n` answers the agent took; the others are kept beside it.
     """
     extra_body = _mapping(request.get("extra_body"))
     asked = {**{key: value for key, value in request.items() if key != "extra_body"}, **extra_body}
@@ -42,21 +42,24 @@ def call_of(request: Mapping[str, object], response: Mapping[str, object], choic
         and not key.startswith("extra_")  # headers may hold keys
         and value is not None
     }
-    if left:
+    choices = response.get("choices")
+    others = [one for at, one in enumerate(choices) if at != choice] if isinstance(choices, list) else []
+    more = {name: value for name, value in (("request", left), ("other_choices", others)) if value}
+    if more:
         extra = call.setdefault("extra", {})
         if isinstance(extra, dict):
-            extra["request"] = left
+            extra.update(more)
     return call
 
 
 def answer(message: Mapping[str, object]) -> Body:
     """An assistant message as fields of a call; what has no field is kept beside them, so that nothing is lost."""
     reasoning = message.get("reasoning_content") or message.get("reasoning")
-    fields: Body = {"response": message.get("content"), "tool_calls": message.get("tool_calls") or None}
+    fields: Body = {"response": message.get("content"), "tool_calls": _bare(message.get("tool_calls")) or None}
     kept = {
         key: value
         for key, value in message.items()
-        if key not in ("role", "content", "tool_calls", "reasoning_content", "reasoning")
+        if key not in ("role", "content", "tool_calls", "reasoning_content", "reasoning", "parsed")
         and value not in (None, [], {})
     }
     if isinstance(reasoning, str):
@@ -80,6 +83,19 @@ def message_of(call: Mapping[str, object]) -> Body:
     return {**message, **_mapping(extra.get("message"))}
 
 
+def tool_calls(call: Mapping[str, object]) -> list[tuple[str, str]]:
+    """(id, name of the function) of the tool calls that a recorded call asked for."""
+    asked = call.get("tool_calls")
+    found: list[tuple[str, str]] = []
+    for one in asked if isinstance(asked, list) else []:
+        tool_call = _mapping(one)
+        inner = _mapping(tool_call.get("function") or tool_call.get("custom"))
+        tool_call_id, name = tool_call.get("id"), inner.get("name")
+        if isinstance(tool_call_id, str) and isinstance(name, str):
+            found.append((tool_call_id, name))
+    return found
+
+
 def same(one: object, other: object) -> bool:
     """Equal messages; a key that holds nothing is as good as one that is not there."""
     if not isinstance(one, dict) or not isinstance(other, dict):
@@ -88,7 +104,27 @@ def same(one: object, other: object) -> bool:
 
 
 def _filled(message: Mapping[str, object]) -> Body:
-    return {key: value for key, value in message.items() if value is not None}
+    """Without what says nothing, and what the client made of it."""
+    filled = {key: value for key, value in message.items() if value not in (None, [], {}) and key != "parsed"}
+    if "tool_calls" in filled:
+        filled["tool_calls"] = _bare(filled["tool_calls"])
+    return filled
+
+
+def _bare(tool_calls: object) -> object:
+    """Tool calls without the arguments that the client has parsed, and the index of streams."""
+    if not isinstance(tool_calls, list):
+        return tool_calls
+    bare: list[object] = []
+    for one in tool_calls:
+        if not isinstance(one, dict):
+            bare.append(one)
+            continue
+        call = {key: value for key, value in one.items() if key != "index"}
+        if isinstance(function := call.get("function"), dict):
+            call["function"] = {key: value for key, value in function.items() if key != "parsed_arguments"}
+        bare.append(call)
+    return bare
 
 
 def _logprobs(value: object) -> list[object] | None:

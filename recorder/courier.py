@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from urllib.parse import quote
 
 import httpx
 
@@ -329,7 +330,8 @@ class Courier:
 
     def _set_aside(self, item: Item, error: ApiError | None) -> None:
         why = str(error)
-        logger.error("The site refused trajectory %s: %s", item.trajectory_id, why)
+        what = "the reward of trajectory" if item.reward else "trajectory"
+        logger.error("The site refused %s %s: %s", what, item.trajectory_id, why)
         if self.spool is not None:
             with contextlib.suppress(OSError):
                 self.spool.reject(item, why)
@@ -365,7 +367,9 @@ class Courier:
                 outcomes[at] = Outcome(Verdict.REJECTED, ApiError(f"the spool's file cannot be read: {exc}"))
         places = list(bodies)
         if len(places) == 1:
-            outcomes[places[0]] = self._post_one(http, bodies[places[0]])
+            body = bodies[places[0]]
+            send = self._patch_reward if batch[places[0]].reward else self._post_one
+            outcomes[places[0]] = send(http, body)
         elif places:
             found = self._post_many(http, [bodies[at] for at in places], [batch[at] for at in places])
             outcomes.update(zip(places, found, strict=True))
@@ -380,6 +384,20 @@ class Courier:
             if "trajectory_id" not in _object(response):
                 return Outcome(Verdict.AGAIN, _not_ours(response))
             return Outcome(Verdict.DELIVERED if response.status_code == 201 else Verdict.REPLAYED)
+        return _refusal(response)
+
+    def _patch_reward(self, http: httpx.Client, body: bytes) -> Outcome:
+        said = json.loads(body)
+        path = f"trajectories/{quote(str(said.pop('trajectory_id')), safe='')}/reward/"
+        try:
+            response = http.patch(path, json=said)
+        except httpx.HTTPError as exc:
+            return Outcome(Verdict.AGAIN, problems.no_answer(exc))
+        if response.status_code in (200, 202):
+            answer = _object(response)
+            if "trajectory_id" not in answer:
+                return Outcome(Verdict.AGAIN, _not_ours(response))
+            return Outcome(Verdict.REPLAYED if answer.get("changed") is False else Verdict.DELIVERED)
         return _refusal(response)
 
     def _post_many(self, http: httpx.Client, bodies: list[bytes], items: list[Item]) -> list[Outcome]:

@@ -5,20 +5,28 @@ import atexit
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, ParamSpec, Self, TypeVar, overload
 
 import httpx
 
+from . import actions, openai_calls
 from .courier import Counts, Courier, Limits
+from .current import here
+from .plain import PREVIEW, Size, encode, mapping, plain
 from .spool import Item, Spool, assemble
+from .step import Step
 from .trajectory import Trajectory
 
 logger = logging.getLogger("recorder")
 
 GiB = 1024**3
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
 
 
 class Recorder:
@@ -116,9 +124,14 @@ class Recorder:
             scenario: {"id", "description", "split", "metadata"} in its place, when the site should learn of it.
             group_id, group_size: attempts that may share a baseline, where the sender knows them.
             policy_version: the version that plays, as `Client.model_for` told it.
+            parent_trajectory_id: the trajectory whose sub-agent this is; else the current one, where there is one.
             retry_of: the trajectory_id that this is a new try of, after a failure.
         """
         trajectory_id = trajectory_id or uuid.uuid4().hex
+        around = here(self)
+        if around is not None and parent_trajectory_id is None:
+            parent_trajectory_id = around.trajectory.trajectory_id
+            parent_call = around.trajectory.last_call if parent_call is None else parent_call
         return Trajectory(
             self,
             trajectory_id,
@@ -140,6 +153,104 @@ class Recorder:
                 "metadata": metadata,
             },
         )
+
+    @property
+    def current_trajectory(self) -> Trajectory | None:
+        """The trajectory that this code runs in: of the innermost `with`, in this thread or task."""
+        place = here(self)
+        return None if place is None else place.trajectory
+
+    @property
+    def current_step(self) -> Step | None:
+        place = here(self)
+        return None if place is None or place.step is None or place.step.completed else place.step
+
+    def wrap(
+        self,
+        client: C,
+        *,
+        outside: bool = True,
+        purpose: str | None = None,
+        trainable: bool | None = None,
+        model_version: str | None = None,
+        logprobs_mode: Literal["raw", "processed"] | None = None,
+        tokenizer: str | None = None,
+    ) -> C:
+        """Record what is asked of an OpenAI client, sync or async: the same client, listened to.
+
+        Inside a trajectory a call goes to the current step, else to a step of its own.
+
+        Args:
+            outside: a call outside of all trajectories is recorded as a trajectory of one step; False: not at all.
+            purpose, trainable, model_version, tokenizer: of all its calls, as in `Step.log_llm_call`.
+            logprobs_mode: what the server gives; "processed" for Trainingsite's own and for vLLM with
+                `--logprobs-mode processed_logprobs`.
+        """
+        if self.enabled:
+            try:
+                told = openai_calls.Told(purpose, trainable, model_version, logprobs_mode, tokenizer)
+                return openai_calls.wrap(self, client, told, outside=outside)
+            except Exception:
+                self.fault("wrap")
+        return client
+
+    @overload
+    def action(self, function: Callable[P, R], /) -> Callable[P, R]: ...
+
+    @overload
+    def action(
+        self, function: None = None, /, *, name: str | None = None, size: Size = PREVIEW
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+    def action(
+        self, function: Callable[P, R] | None = None, /, *, name: str | None = None, size: Size = PREVIEW
+    ) -> Callable[P, R] | Callable[[Callable[P, R]], Callable[P, R]]:
+        """Decorate a function that acts: `@recorder.action`, or `@recorder.action(name="BUY")`. Its calls inside a
+        trajectory are recorded in the current step with arguments, result or exception, and time; outside, it runs
+        as it is. Functions, coroutines, generators, methods.
+
+        Args:
+            size: how much of arguments and result is kept.
+        """
+
+        def decorate(function: Callable[P, R]) -> Callable[P, R]:
+            return actions.recorded(self, function, name, size) if self.enabled else function
+
+        return decorate if function is None else decorate(function)
+
+    def reward(
+        self,
+        trajectory_id: str,
+        reward: float | None,
+        *,
+        reward_components: Mapping[str, float | None] | None = None,
+        source: str = "agent",
+        reason: str = "",
+    ) -> None:
+        """A reward that is known later, sent in the background as trajectories are. None withdraws it."""
+        try:
+            running = self._open.get(trajectory_id)
+            if running is not None:
+                running.set_reward(reward, reward_components=reward_components)
+                return
+            if not self.enabled:
+                return
+            said = {"reward": plain(reward, []), "source": source, "reason": reason}
+            if reward_components is not None:
+                said["reward_components"] = mapping(reward_components, [], "")
+            body = encode({"trajectory_id": trajectory_id, **(mapping(said, [], "") or {})})
+            self._courier.offer(self._reward_item(trajectory_id, body))
+        except Exception:
+            self.fault("reward")
+
+    def _reward_item(self, trajectory_id: str, body: bytes) -> Item:
+        spool = self._courier.spool
+        if spool is not None:
+            try:
+                return spool.keep_reward(trajectory_id, body)
+            except OSError as exc:
+                logger.error("The reward of trajectory %s goes on in memory: %s", trajectory_id, exc)
+        return Item(trajectory_id, len(body), body=body, reward=True, alone=True)
 
     @property
     def counts(self) -> Counts:
@@ -208,6 +319,10 @@ class Recorder:
             item = Item(trajectory_id, len(body), body=body)
         self._courier.offer(item)
 
+    def start_call(self, started_at: str) -> Trajectory:
+        """For a call of a wrapped client that is made outside of all trajectories."""
+        return Trajectory(self, uuid.uuid4().hex, {"agent_id": self.agent_id, "started_at": started_at})
+
     def fault(self, what: str) -> None:
         self._courier.fault()
         logger.exception("The recorder failed in %s; the agent goes on.", what)
@@ -235,7 +350,10 @@ class Recorder:
             spool.forget(trajectory_id)
 
     def _forked(self) -> None:
-        """In the child: what waits is the parent's to send; open trajectories go on in memory."""
+        """In the child: what waits and what is open is the parent's; it would come twice, with two ends."""
+        for trajectory in self._open.values():
+            trajectory.left_behind()
+        self._open = {}
         self._on_disk = set()
         self._courier.forked()
 

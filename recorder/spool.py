@@ -3,7 +3,7 @@
 A folder for each process, held by a lock that the system drops when the process ends, however it ends. Whoever finds
 a folder whose lock is free adopts what lies in it. A file a trajectory, a line an event, each begun by its kind:
 
-    B envelope as it was at the start      S a step      E envelope as it was at the end
+    B envelope as it was at the start      S a step      E envelope as it was at the end      R a late reward
 
 `x.open` becomes `x.ready` by a rename when the trajectory has ended, and goes when the site has acknowledged it.
 What was written survives the end of the process; with `fsync` also that of the machine.
@@ -29,7 +29,7 @@ if sys.platform != "win32":
 logger = logging.getLogger("recorder")
 
 REJECTED = "rejected"  # of the site: kept for a person to look at
-OPEN, READY = ".open", ".ready"
+OPEN, READY, REWARD = ".open", ".ready", ".reward"
 CRASHED = "the agent's process ended before the trajectory did"
 
 
@@ -39,7 +39,7 @@ class Full(OSError):
 
 @dataclass(eq=False)
 class Item:
-    """One finished trajectory on its way: in memory, or a file of the spool."""
+    """One finished trajectory, or one late reward, on its way: in memory, or a file of the spool."""
 
     trajectory_id: str
     size: int  # bytes
@@ -47,6 +47,7 @@ class Item:
     path: Path | None = None
     alone: bool = False  # send it by itself: together with others it was refused
     attempts: int = field(default=0)  # that ended in a fault of the site
+    reward: bool = False  # not a trajectory, but a reward that came later
 
     def read(self) -> bytes:
         """The JSON to send. Raises OSError, ValueError: the file went, or is not ours."""
@@ -64,18 +65,22 @@ class Spool:
         self.most_bytes = most_bytes
         self.fsync = fsync
         self.size = 0  # bytes of this process's folder and of adopted ones
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may record in the middle of recording
+        self._rewards = 0
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder, held = _make_folder(root)
         self._held: dict[Path, int] = {self.folder: held}
 
     def write(self, trajectory_id: str, kind: str, line: bytes) -> None:
         """Add one event. Raises OSError (Full): it is not on disk."""
+        self._append(self._path(trajectory_id, OPEN), kind, line)
+
+    def _append(self, path: Path, kind: str, line: bytes) -> None:
         with self._lock:
             if self.size + len(line) > self.most_bytes:
                 raise Full(f"the spool in {self.root} holds {self.size} bytes; {self.most_bytes} are allowed")
             self.size += len(line) + 2
-        with self._path(trajectory_id, OPEN).open("ab") as file:
+        with path.open("ab") as file:
             file.write(kind.encode() + line + b"\n")
             if self.fsync:
                 file.flush()
@@ -88,6 +93,15 @@ class Spool:
         if self.fsync:
             _fsync_folder(path.parent)
         return Item(trajectory_id, path.stat().st_size, path=path)
+
+    def keep_reward(self, trajectory_id: str, body: bytes) -> Item:
+        """A late reward, on disk. Raises OSError (Full): it is not."""
+        with self._lock:
+            self._rewards += 1
+            name = f"{file_name(trajectory_id)}.{self._rewards}"
+        path = self.folder / f"{name}{REWARD}"
+        self._append(path, "R", body)
+        return Item(trajectory_id, len(body), path=path, alone=True, reward=True)
 
     def forget(self, trajectory_id: str) -> None:
         """Remove what was written of an open one: it goes on in memory alone."""
@@ -127,7 +141,8 @@ class Spool:
                 size = path.stat().st_size
                 with self._lock:
                     self.size += size
-                found.append(Item(path.stem, size, path=path))
+                reward = path.suffix == REWARD
+                found.append(Item(path.stem, size, path=path, alone=reward, reward=reward))
         return found
 
     def close(self) -> None:
@@ -180,6 +195,8 @@ def body_of(path: Path) -> bytes:
     steps: list[bytes] = []
     for line in _lines(path):
         kind, rest = line[:1], line[1:]
+        if kind == b"R":
+            return rest
         if kind == b"B":
             begun = rest
         elif kind == b"S":
@@ -204,7 +221,7 @@ def assemble(envelope: bytes, steps: list[bytes]) -> bytes:
 
 def _files(folder: Path) -> list[Path]:
     try:
-        return [path for path in folder.iterdir() if path.suffix in (OPEN, READY)]
+        return [path for path in folder.iterdir() if path.suffix in (OPEN, READY, REWARD)]
     except FileNotFoundError:  # whoever held it before us has emptied and removed it
         return []
 

@@ -21,6 +21,7 @@ class Site:
     answers: list[Answer] = field(default_factory=list)
     requests: list[httpx.Request] = field(default_factory=list)
     taken: dict[str, bytes] = field(default_factory=dict)
+    rewards: list[tuple[str, object]] = field(default_factory=list)  # (path, body)
     gate: threading.Event | None = None  # closed: requests wait at the door
     arrived: threading.Event = field(default_factory=threading.Event)
 
@@ -31,6 +32,9 @@ class Site:
             self.gate.wait(20)
         if self.answers:
             return self.answers.pop(0)(request)
+        if request.method == "PATCH":
+            self.rewards.append((request.url.raw_path.decode(), json.loads(request.content)))
+            return httpx.Response(200, json={"trajectory_id": "…", "applied": True, "changed": True})
         if request.url.path.endswith("/bulk/"):
             rows = [row(number, self._take(line)) for number, line in enumerate(body_of(request).splitlines())]
             return httpx.Response(207, json={"successes": rows, "errors": []})

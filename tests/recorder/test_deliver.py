@@ -266,3 +266,82 @@ def test_a_forked_child_sends_its_own_and_leaves_the_parents_to_the_parent() -> 
         site.gate.set()
         assert recording.flush(10)
     assert len(site.taken) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_trajectory_that_is_open_in_a_fork_stays_the_parents_and_ends_once() -> None:
+    site = Site()
+    with recorder(site) as recording, recording.start_trajectory() as trajectory:
+        reading, writing = os.pipe()
+        inside, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with trajectory._lock:  # as another thread does in the middle of a step
+                inside.set()
+                release.wait(20)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert inside.wait(5)
+        child = os.fork()
+        if child == 0:
+            told = "nothing"
+            try:
+                trajectory.start_step().complete("IN THE CHILD")  # does not wait for a thread that is not here
+                trajectory.end("agent_error")
+                recording.close()
+                told = f"{len(site.taken)} {recording.current_trajectory} {recording.counts.faults}"
+            finally:
+                os.write(writing, told.encode())
+                os._exit(0)
+        release.set()
+        holder.join()
+        os.waitpid(child, 0)
+        assert os.read(reading, 100).decode() == "0 None 1"
+        os.close(reading)
+        os.close(writing)
+        trajectory.start_step().complete("IN THE PARENT")
+        trajectory.end()
+        assert recording.flush(10)
+    assert [step["action"]["action_type"] for step in site.only()["steps"]] == ["IN THE PARENT"]  # type: ignore[attr-defined]  # JSON
+
+
+def test_a_reward_that_comes_later_follows_its_trajectory() -> None:
+    site = Site(answers=[away, away])
+    with recorder(site) as recording:
+        [played] = play(recording)
+        recording.reward(played, 0.75, source="shop", reason="paid", reward_components={"order": 0.75})
+        recording.reward("an id / with signs", None)
+        assert recording.flush(10)
+    assert list(site.taken) == [played]
+    assert site.rewards == [
+        (
+            f"/api/v1/trajectories/{played}/reward/",
+            {"reward": 0.75, "source": "shop", "reason": "paid", "reward_components": {"order": 0.75}},
+        ),
+        (
+            "/api/v1/trajectories/an%20id%20%2F%20with%20signs/reward/",
+            {"reward": None, "source": "agent", "reason": ""},
+        ),
+    ]
+    assert recording.counts.delivered == 3
+
+
+def test_a_reward_for_a_trajectory_that_still_runs_is_its_reward_at_the_end() -> None:
+    site = Site()
+    with recorder(site) as recording, recording.start_trajectory() as trajectory:
+        recording.reward(trajectory.trajectory_id, 0.5)
+        trajectory.end()
+        assert recording.flush(10)
+    assert site.only()["reward"] == 0.5
+    assert site.rewards == []
+
+
+def test_a_reward_that_is_refused_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    site = Site(answers=[says(410, detail="erased")])
+    with recorder(site) as recording:
+        recording.reward("gone", 1.0)
+        assert recording.flush(10)
+        assert recording.counts.rejected == 1
+    assert "refused the reward of trajectory gone: erased" in caplog.text

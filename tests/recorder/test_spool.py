@@ -161,6 +161,27 @@ def test_what_the_site_refuses_is_kept_for_a_person_with_the_reason(tmp_path: Pa
     assert kept[1].read_text() == "steps/0/reward is a text\n"
 
 
+def test_a_late_reward_survives_the_agent_too_and_comes_after_its_trajectory(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from recorder import Recorder
+recording = Recorder("http://127.0.0.1:9", "ts_key", spool=sys.argv[1])
+recording.start_trajectory("agent", trajectory_id="t1").end()
+for reward in (0.25, 0.75):
+    recording.reward("t1", reward)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert agent(tmp_path, program).returncode == -signal.SIGKILL
+    site = Site(answers=[away])
+    with recorder(site, spool=tmp_path) as recording:
+        assert site.arrived.wait(10)
+        assert recording.flush(10)
+        assert recording.counts.delivered == 3
+    assert list(site.taken) == ["t1"]
+    assert [body["reward"] for _, body in site.rewards] == [0.25, 0.75]  # type: ignore[index]  # JSON
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_full_spool_falls_back_to_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     site = Site(answers=[away] * 3)
     with recorder(site, spool=tmp_path, spool_bytes=600) as recording:
