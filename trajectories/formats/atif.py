@@ -2,13 +2,15 @@
 
 Each step of `source: agent` is a call, with its tool calls and the observation that followed; steps copied from an
 earlier trajectory, and agent steps without a model (`llm_call_count: 0`), are context. Sub-agents, embedded or in
-the same file, become trajectories of their own that name their parent.
+the same file, become trajectories of their own that name their parent. In a folder of a Harbor job the trial's
+`result.json` tells task, reward and what broke.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from trajectories.errors import Problem
-from trajectories.formats import lenient, turns
+from trajectories.errors import Invalid, Problem
+from trajectories.formats import files, lenient, turns
 from trajectories.formats.incoming import Incoming
 from trajectories.formats.turns import Answer, Done, Turn
 from trajectories.payloads import ActionCallPayload, ActionPayload, Message, StepPayload
@@ -29,6 +31,7 @@ STEP_TAKEN = (
     "observation",
     "metrics",
 )
+RESULT = "result.json"
 TAKEN = ("agent", "steps", "subagent_trajectories", "session_id", "trajectory_id", "final_metrics", "reward")
 TOTALS = {
     "total_prompt_tokens": "prompt_tokens",
@@ -57,6 +60,10 @@ def is_document(value: object) -> bool:
 
 
 def read(value: object, *, source: str) -> Iterator[Incoming | Problem]:
+    yield from _documents(value, source, {})
+
+
+def _documents(value: object, source: str, trial: Mapping[str, object]) -> Iterator[Incoming | Problem]:
     if is_document(value):
         documents: list[object] = [value]
     else:
@@ -64,7 +71,61 @@ def read(value: object, *, source: str) -> Iterator[Incoming | Problem]:
     parents = _parents(documents)
     for document in documents:
         found = lenient.mapping(document)
-        yield from _read(found, source, parents.get(_id(found, source)))
+        yield from _read(found, source, parents.get(_id(found, source)), trial)
+
+
+# --- folders of Harbor's jobs: <job>/<trial>/{result.json, config.json, agent/trajectory.json, verifier/…} ------------
+
+
+def opens(path: Path) -> bool:
+    return path.parent.name == "agent" and _is_trajectory(path) and (path.parent.parent / RESULT).is_file()
+
+
+def _is_trajectory(path: Path) -> bool:
+    return path.name.startswith("trajectory") and path.suffix == ".json"
+
+
+def lies_beside(path: Path) -> bool:
+    """All of a trial but its trajectories, and what the job says of itself."""
+    for folder in list(path.parents)[:5]:
+        if (folder / RESULT).is_file() and (folder / "agent" / "trajectory.json").is_file():
+            return path.parent != folder / "agent" or not _is_trajectory(path)
+    return path.name in (RESULT, "config.json", "lock.json") and any(path.parent.glob("*/agent/trajectory.json"))
+
+
+def read_file(path: Path) -> Iterator[Incoming | Problem]:
+    value = lenient.loads(files.whole(path))
+    if not recognises(value):
+        raise Invalid("This is no trajectory of ATIF: schema_version, agent and steps.")
+    try:
+        trial = lenient.mapping(lenient.loads(files.whole(path.parent.parent / RESULT)))
+    except (*files.BROKEN, Problem):
+        trial = {}
+    yield from _documents(value, path.name, trial)
+
+
+def _rewards(trial: Mapping[str, object]) -> tuple[float | None, dict[str, float | None]]:
+    """(the reward, all of them by name). Several of which none is called reward say nothing of which one counts."""
+    verified = lenient.mapping(trial.get("verifier_result"))
+    named = lenient.components(lenient.mapping(verified.get("rewards")))
+    if "reward" in named or len(named) == 1:
+        return named.get("reward", next(iter(named.values()))), named
+    return lenient.number(verified.get("reward")), named
+
+
+def _of_trial(trial: Mapping[str, object]) -> dict[str, object]:
+    """What the trial's result tells of its trajectory."""
+    reward, named = _rewards(trial)
+    task, data = trial.get("task_name"), trial.get("source")
+    broke = lenient.mapping(trial.get("exception_info")).get("exception_type")
+    kind = broke if isinstance(broke, str) else ""
+    return {
+        "scenario_id": lenient.identifier(NAME, data, task) if isinstance(task, str) and task else None,
+        "reward": reward,
+        "reward_components": named,
+        "final_status": "timeout" if "Timeout" in kind else "environment_error" if kind else None,
+        "stop_reason": kind or None,
+    }
 
 
 class _Parent:
@@ -114,10 +175,12 @@ def _is_call(step: Mapping[str, object]) -> bool:
     )
 
 
-def _read(document: Document, source: str, parent: _Parent | None) -> Iterator[Incoming | Problem]:
+def _read(
+    document: Document, source: str, parent: _Parent | None, trial: Mapping[str, object]
+) -> Iterator[Incoming | Problem]:
     mine = _id(document, source)
     try:
-        yield _incoming(document, mine, parent)
+        yield _incoming(document, mine, parent, trial if parent is None else {})
     except Problem as problem:
         yield problem
     references = _references(document)
@@ -127,10 +190,10 @@ def _read(document: Document, source: str, parent: _Parent | None) -> Iterator[I
         call = next((references[name] for name in names if isinstance(name, str) and name in references), None)
         # ids of embedded ones are unique in their parent alone
         inner = {**child, "trajectory_id": f"{mine}/{names[0] or names[1] or lenient.digest(child)[:12]}"}
-        yield from _read(inner, source, _Parent(mine, call, episode))
+        yield from _read(inner, source, _Parent(mine, call, episode), {})
 
 
-def _incoming(document: Document, mine: str, parent: _Parent | None) -> Incoming:
+def _incoming(document: Document, mine: str, parent: _Parent | None, trial: Mapping[str, object]) -> Incoming:
     agent = lenient.mapping(document.get("agent"))
     name = lenient.text(agent.get("name")) or NAME
     default = lenient.text(agent.get("model_name"))
@@ -154,6 +217,9 @@ def _incoming(document: Document, mine: str, parent: _Parent | None) -> Incoming
     left = {key: value for key, value in final.items() if key not in TOTALS or lenient.number(value) is None}
     if left:
         rest["final_metrics"] = left
+    if trial:
+        rest["trial"] = lenient.rest(trial, ("config",))  # settings of the machine, keys among them
+    of_trial = {key: value for key, value in _of_trial(trial).items() if value is not None}
     kept_agent = {key: value for key, value in agent.items() if key != "tool_definitions" or not known_tools}
     session = lenient.text(document.get("session_id"))
     return turns.incoming(
@@ -173,6 +239,7 @@ def _incoming(document: Document, mine: str, parent: _Parent | None) -> Incoming
                 short: final[long] for long, short in TOTALS.items() if lenient.number(final.get(long)) is not None
             },
             "extra": {**rest, "agent": kept_agent},
+            **of_trial,
         },
         [said],
         name=NAME,

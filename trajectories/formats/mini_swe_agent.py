@@ -17,7 +17,12 @@ from trajectories.payloads import ActionPayload, Message
 
 NAME = "mini-swe-agent"
 ALIASES = ("mini-swe", "mini-swe-agent-1", "mini-swe-agent-1.1")
-MARKS = ("mswea_bash_command", "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT", "MINI_SWE_AGENT_FINAL_OUTPUT")
+MARKS = (
+    "mswea_bash_command",
+    "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT",
+    "MINI_SWE_AGENT_FINAL_OUTPUT",
+    "MICRO_SWE_AGENT_FINAL_OUTPUT",
+)
 COMMAND = re.compile(r"```(?:mswea_bash_command|bash)[ \t]*\n(.*?)\n```", re.DOTALL)
 RETURN_CODE = re.compile(r"<returncode>(-?\d{1,9})</returncode>")
 STATUS: Mapping[str, str] = {

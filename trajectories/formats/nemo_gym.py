@@ -1,7 +1,8 @@
 """NeMo Gym rollouts: a line each, {responses_create_params, response, reward, _ng_task_index, _ng_rollout_index, …}.
 
 `response.output` has items of OpenAI's Responses API; items of a training run carry token ids and log-probabilities.
-Rows without a response are runs that were recorded before they were played: no calls, no reward.
+Rows without a response are runs that were recorded before they were played: no calls, no reward. Rows of the file
+beside, `_failures.jsonl`, tell why (`_ng_failure_class`): the reward 0.0 that the collector puts there is nobody's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +38,10 @@ TAKEN_OF_RESPONSE = ("output", *TAKEN_OF_PARAMS[1:])
 
 
 def recognises(value: object) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("responses_create_params"), dict)
+    if not isinstance(value, dict):
+        return False
+    failed = "_ng_task_index" in value and ("_ng_failure_class" in value or "error" in value)
+    return failed or isinstance(value.get("responses_create_params"), dict)
 
 
 def lies_beside(path: Path) -> bool:
@@ -72,7 +76,7 @@ def _incoming(row: Mapping[str, object], source: str) -> Incoming:
     task = lenient.identifier(NAME, agent, key, lenient.digest(_asked(shown, first, whole=key is None))[:8])
     gold = {name: row[name] for name in GOLD if row.get(name) is not None}
     attempt = row.get("_ng_rollout_index")
-    reward = lenient.number(row.get("reward"))
+    reward = lenient.number(row.get("reward")) if not row.get("_ng_failure_class") else None
     rest = {name: one for name, one in row.items() if name not in ("responses_create_params", "response", *gold)}
     if reward is not None:
         rest.pop("reward")
@@ -164,14 +168,14 @@ def _common(one: Sequence[object], other: Sequence[object]) -> int:
 
 
 def _usage(usage: Mapping[str, object]) -> dict[str, object]:
-    """The rollout's own totals, over all its calls."""
+    """The rollout's own totals, over all its calls; some agents write zeros for what they do not know."""
     found = {
         "prompt_tokens": lenient.count(usage.get("input_tokens")),
         "completion_tokens": lenient.count(usage.get("output_tokens")),
         "reasoning_tokens": lenient.count(lenient.mapping(usage.get("output_tokens_details")).get("reasoning_tokens")),
         "cached_tokens": lenient.count(lenient.mapping(usage.get("input_tokens_details")).get("cached_tokens")),
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value is not None} if any(found.values()) else {}
 
 
 def _with_usage(turn: Turn, usage: Mapping[str, object]) -> Turn:
@@ -187,7 +191,7 @@ def _description(shown: Sequence[Mapping[str, object]]) -> str | None:
 
 
 def _status(row: Mapping[str, object], response: Mapping[str, object]) -> str:
-    if row.get("_ng_failure_class"):
+    if row.get("_ng_failure_class") not in (None, "judge_failed") or (not response and row.get("error")):
         return "environment_error"
     if not response:
         return "cancelled"
@@ -203,7 +207,7 @@ def _status(row: Mapping[str, object], response: Mapping[str, object]) -> str:
 
 
 def _stop_reason(row: Mapping[str, object], response: Mapping[str, object]) -> str | None:
-    if not response:
+    if not response and not row.get("_ng_failure_class"):
         return "recorded without a response"
     reason = lenient.mapping(response.get("incomplete_details")).get("reason")
     return next((one for one in (row.get("_ng_failure_class"), reason) if isinstance(one, str)), None)

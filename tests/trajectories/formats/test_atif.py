@@ -7,6 +7,7 @@ import pytest
 
 from tests.trajectories import recordings
 from tests.trajectories.formats import reading
+from trajectories import importing
 from trajectories.formats.incoming import Incoming
 
 FOLDER = recordings.DATA / "atif"
@@ -212,3 +213,57 @@ def without_numbers(path: Path) -> object:
         for step in one["steps"]:
             del step["step_id"]
     return value
+
+
+# --- folders of Harbor's jobs --------------------------------------------------------------------------------------
+
+
+def job(folder: Path, **result: object) -> Path:
+    """A job of one trial, with what lies around its trajectory."""
+    trial = folder / "job" / "fix-it__abc"
+    for name in ("agent", "verifier"):
+        (trial / name).mkdir(parents=True, exist_ok=True)
+    told: Item = {"task_name": "fix-it", "source": "terminal-bench", "trial_name": "fix-it__abc", **result}
+    (folder / "job" / "result.json").write_text(json.dumps({"n_total_trials": 1}))
+    (trial / "result.json").write_text(json.dumps({**told, "config": {"agent": {"env": {"KEY": "sk-1"}}}}))
+    (trial / "verifier" / "ctrf.json").write_text("{}")
+    path = trial / "agent" / "trajectory.json"
+    path.write_text(json.dumps(document(user("Fix it."), agent("Fixed."))))
+    (trial / "agent" / "episode.jsonl").write_text("{}")
+    return path
+
+
+def test_a_trial_of_harbor_tells_task_and_reward_of_its_trajectory(tmp_path: Path) -> None:
+    path = job(tmp_path, verifier_result={"rewards": {"reward": 1.0, "tests": 0.5}})
+
+    assert list(importing.found([tmp_path])) == [path]
+    (found,), bad = reading.of_file(path)
+    payload = found.payload
+    assert (bad, payload.reward, payload.reward_components) == ([], 1.0, {"reward": 1.0, "tests": 0.5})
+    assert (payload.scenario_ref(), payload.final_status) == ("atif/terminal-bench/fix-it", "completed")
+    assert "trial_name" in str(payload.extra["trial"])
+    assert "sk-1" not in str(payload.extra)
+
+
+@pytest.mark.parametrize(
+    ("result", "reward", "status"),
+    [
+        ({"verifier_result": {"rewards": {"score": 0.25}}}, 0.25, "completed"),
+        ({"verifier_result": {"rewards": {"speed": 0.25, "style": 1}}}, None, "completed"),
+        ({"verifier_result": {"reward": 0}}, 0.0, "completed"),
+        ({"verifier_result": None, "exception_info": {"exception_type": "AgentTimeoutError"}}, None, "timeout"),
+        ({"exception_info": {"exception_type": "DaytonaError"}}, None, "environment_error"),
+    ],
+)
+def test_the_reward_is_the_one_that_is_called_so_or_the_only_one(
+    tmp_path: Path, result: Item, reward: float | None, status: str
+) -> None:
+    (found,), _ = reading.of_file(job(tmp_path, **result))
+    assert (found.payload.reward, found.payload.final_status) == (reward, status)
+
+
+def test_a_result_that_is_damaged_costs_the_trajectory_nothing(tmp_path: Path) -> None:
+    path = job(tmp_path)
+    (path.parent.parent / "result.json").write_text("{")
+    (found,), bad = reading.of_file(path)
+    assert (bad, found.payload.reward) == ([], None)

@@ -170,6 +170,15 @@ def test_a_bare_list_of_messages_tells_its_commands_in_the_text() -> None:
     assert not outcomes.lost(value, payload)
 
 
+def test_bare_lists_of_its_first_months_are_known_by_the_word_that_ends_them() -> None:
+    end: Body = {"role": "user", "content": "Finish with `echo MICRO_SWE_AGENT_FINAL_OUTPUT`."}
+    value = [SYSTEM, end, {"role": "assistant", "content": "```bash\nls\n```"}, {"role": "user", "content": "a b"}]
+
+    payload = outcomes.one(mini_swe_agent, value, "one.traj.json")
+
+    assert [step.action.parameters for step in payload.steps if step.action] == [{"command": "ls"}]
+
+
 def test_two_runs_of_one_task_share_a_scenario() -> None:
     runs = [run(SYSTEM, TASK, FIRST, END), run(SYSTEM, TASK, SECOND, END)]
     found = [outcomes.one(mini_swe_agent, value, f"{number}.json") for number, value in enumerate(runs)]

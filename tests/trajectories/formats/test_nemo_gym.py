@@ -178,12 +178,36 @@ def test_a_row_that_was_never_played_has_no_call_and_no_reward() -> None:
     [
         ({"truncated": True}, "truncated_steps"),
         ({"agent_timed_out": True}, "timeout"),
-        ({"_ng_failure_class": "judge_failed"}, "environment_error"),
+        ({"_ng_failure_class": "judge_failed"}, "completed"),
+        ({"_ng_failure_class": "agent_crashed"}, "environment_error"),
         ({}, "completed"),
     ],
 )
 def test_how_a_run_ended(fields: Item, status: str) -> None:
     assert reading.one(rollout(said("a"), **fields)).final_status == status
+
+
+def test_the_reward_of_a_run_whose_judge_failed_is_unknown() -> None:
+    row = rollout(said("a"), reward=0.0, _ng_failure_class="judge_failed", _ng_failure_judge_error="503")
+    payload = reading.one(row)
+
+    assert (payload.reward, payload.stop_reason, len(payload.steps)) == (None, "judge_failed", 1)
+    assert payload.extra["_ng_failure_judge_error"] == "503"
+
+
+def test_a_run_that_broke_before_it_was_played_says_so() -> None:
+    payload = reading.one({"_ng_task_index": 2, "_ng_rollout_index": 0, "error": "boom"})
+
+    assert (payload.steps, payload.reward, payload.final_status) == ((), None, "environment_error")
+    assert payload.extra["error"] == "boom"
+
+
+def test_totals_of_zero_are_unknown() -> None:
+    row = rollout(said("a"), response={"output": [said("a")], "usage": {"input_tokens": 0, "output_tokens": 0}})
+    payload = reading.one(row)
+
+    assert payload.metrics == {}
+    assert payload.steps[0].llm_calls[0].prompt_tokens is None
 
 
 def test_a_masked_sample_is_context() -> None:
