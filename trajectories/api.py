@@ -5,7 +5,7 @@ import binascii
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import msgspec
 from django.db.models import QuerySet
@@ -32,7 +32,6 @@ from trajectories import (
     tasks,
 )
 from trajectories.errors import Gone, Invalid, Problem, TooLarge, Unknown
-from trajectories.formats.incoming import Incoming
 from trajectories.models import Judging, Project, Scenario, Scope, Tombstone, Trajectory
 from trajectories.payloads import EndBody, RewardBody, ScenarioBody, StepsBody
 from trajectories.views import ProjectAPIView
@@ -103,7 +102,7 @@ class TrajectoryBulk(ProjectAPIView):
         outcome = _Bulk(self.project)
         for raw in _items(request, name):
             outcome.take(raw, name)
-        outcome.flush()
+        outcome.finish()
         if outcome.changed:
             wake(self.project)
         return Response({"successes": outcome.successes, "errors": outcome.errors}, status=207)
@@ -113,13 +112,12 @@ class _Bulk:
     """The answers of one bulk request, gathered while its items stream by."""
 
     def __init__(self, project: Project) -> None:
-        self.project = project
+        self.stream = ingestion.Stream(project)
+        self.taken: list[tuple[int, str]] = []  # (index in the request, id) of what the stream has
         self.successes: list[dict[str, object]] = []
         self.errors: list[dict[str, object]] = []
         self.changed = False
         self.number = 0
-        self.waiting: list[tuple[int, Incoming]] = []
-        self.size = 0
 
     def take(self, raw: bytes | None, name: str) -> None:
         index = self.number
@@ -148,28 +146,19 @@ class _Bulk:
         except Problem as problem:
             self.refuse(index, id_in(raw), problem)
             return
-        self.waiting.append((index, incoming))
-        self.size += len(raw)
-        if len(self.waiting) >= ingestion.CHUNK or self.size > limits.ITEM_BYTES:
-            self.flush()
+        self.taken.append((index, incoming.envelope.trajectory_id))
+        self.stream.take(incoming)
 
-    def flush(self) -> None:
-        """Record what waits; a refusal of all (a broken redaction rule) is each one's answer."""
-        items = [incoming for _, incoming in self.waiting]
-        found: list[ingestion.Recorded | Problem]
-        try:
-            found = ingestion.record_many(self.project, items)
-        except Problem as problem:
-            found = [problem for _ in items]
-        for (index, incoming), one in zip(self.waiting, found, strict=True):
+    def finish(self) -> None:
+        for (index, trajectory_id), one in zip(self.taken, self.stream.finish(), strict=True):
             if isinstance(one, Problem):
-                self.refuse(index, incoming.payload.trajectory_id, one)
+                self.refuse(index, trajectory_id, one)
                 continue
             self.changed = self.changed or one.outcome != "replay"
             self.successes.append(
-                {"index": index, "trajectory_id": one.trajectory_id, "status": 201 if one.created else 200}
+                {"index": index, "trajectory_id": trajectory_id, "status": 201 if one.created else 200}
             )
-        self.waiting, self.size = [], 0
+        self.errors.sort(key=lambda error: cast(int, error["index"]))
 
     def refuse(self, index: int, trajectory_id: str | None, problem: Problem) -> None:
         self.errors.append(

@@ -25,6 +25,7 @@ LINED = (".jsonl", ".ndjson")
 HELD_BYTES = 64 * limits.MiB  # a JSON list above this is read item by item
 GATHERED_BYTES = 512 * limits.MiB  # of lines whose trajectories are put together from several
 ERRORS_KEPT = 10_000
+TOGETHER = 100  # trajectories between two looks at the report
 
 QUOTE = ord('"')
 
@@ -94,7 +95,7 @@ def load(
                 continue
             waiting.append((place, _again(item, seen) if item.made_id else item))
             size += len(item.canonical)
-            if len(waiting) >= ingestion.CHUNK or size > limits.ITEM_BYTES:
+            if len(waiting) >= TOGETHER or size > limits.ITEM_BYTES:
                 _record(project, path, waiting, report)
                 progress(report)
                 waiting, size = [], 0

@@ -7,7 +7,7 @@ Groups, counters, call rows and late rewards are made behind the write (`indexin
 
 import hashlib
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Literal
@@ -35,7 +35,7 @@ from trajectories import (
     writing,
 )
 from trajectories.early_commit import committed_early
-from trajectories.errors import Conflict, Gone, Invalid, Problem, TooLarge, Unknown
+from trajectories.errors import Conflict, Full, Gone, Invalid, Problem, TooLarge, Unknown
 from trajectories.formats.incoming import Incoming, hashes
 from trajectories.models import (
     ID_LENGTH,
@@ -57,8 +57,8 @@ from trajectories.writing import Prepared, Row
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 100  # trajectories of one request that are looked up together
-PART = 25  # … and handed to the database together
+PART = 25  # trajectories of one request that are handed to the database together
+AHEAD = 4  # parts that are under way while the next one is prepared
 HASH_BYTES = 16  # of a step, in step_hashes
 METRICS_KEPT = 50  # numbers of a trajectory that lists show; the payload has all
 MODELS_KEPT = 20
@@ -97,72 +97,157 @@ def record(project: Project, incoming: Incoming) -> Recorded:
 _KNOWN = "select trajectory_id from trajectories where project_id = %s and trajectory_id = any(%s)"
 
 
-def record_many(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem]:
-    """Record many, each with its own outcome, in their order. Each chunk is committed by itself.
+def record_many(project: Project, items: Iterable[Incoming]) -> list[Recorded | Problem]:
+    """Record many, each with its own outcome, in their order.
 
-    Known ids are looked up first, so that sending everything again costs no compression.
+    Raises:
+        Full: the disk is. What was acknowledged by then is there; the same again is safe.
     """
-    pressure.check_room()
-    results: list[Recorded | Problem | None] = [None] * len(items)
-    for start in range(0, len(items), CHUNK):
-        chunk = range(start, min(start + CHUNK, len(items)))
-        ids = {items[at].envelope.trajectory_id for at in chunk}
-        known = {row[0] for row in statements.fetch(_KNOWN, (project.pk, list(ids)))}
-        first: dict[str, int] = {}
-        for at in chunk:
-            if items[at].envelope.trajectory_id not in known:
-                first.setdefault(items[at].envelope.trajectory_id, at)
-        # Two requests that write the same ids take their locks in one order, so neither waits for the other forever.
-        fresh = [first[trajectory_id] for trajectory_id in sorted(first)]
-        for at, found in zip(fresh, _insert(project, [items[at] for at in fresh]), strict=True):
-            results[at] = found
-        unsettled = [at for at in chunk if results[at] is None]
-        for at, settled in zip(unsettled, _settle_many(project, [items[at] for at in unsettled]), strict=True):
-            results[at] = settled
-    settled_all = [found for found in results if found is not None]
-    assert len(settled_all) == len(items)
-    return settled_all
+    stream = Stream(project)
+    for item in items:
+        stream.take(item)
+    found = stream.finish()
+    for one in found:
+        if isinstance(one, Full):
+            raise one
+    return found
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """Items of a stream that are written together."""
+
+    items: Mapping[int, Incoming]  # by their number in the stream
+    ready: Mapping[int, Prepared]  # those of them that can be written
+    ticket: writing.Ticket
+
+
+class Stream:
+    """Many trajectories of one request, prepared while they still arrive and while the database writes those before.
+
+    A body that is sent again begins with what is known: as long as known ids come, those of the next part are looked
+    up before it is prepared, so that a replay costs no compression.
+    """
+
+    def __init__(self, project: Project) -> None:
+        """Raises Full."""
+        pressure.check_room()
+        self.project = project
+        self.results: list[Recorded | Problem | None] = []
+        self.waiting: dict[int, Incoming] = {}
+        self.waiting_bytes = 0
+        self.under_way: deque[_Part] = deque()
+        self.names: set[str] = set()  # waiting or under way
+        self.replays = True  # may come
+
+    def take(self, item: Incoming) -> None:
+        name = item.envelope.trajectory_id
+        if name in self.names:  # twice in one request: the first one wins, and is there before the second is looked at
+            self._settle_all()
+        self.names.add(name)
+        self.waiting[len(self.results)] = item
+        self.waiting_bytes += len(item.canonical)
+        self.results.append(None)
+        if len(self.waiting) >= PART or self.waiting_bytes > limits.ITEM_BYTES:
+            self._hand_over()
+
+    def finish(self) -> list[Recorded | Problem]:
+        """What became of each, in the order of their coming; all that was created is committed."""
+        self._settle_all()
+        found = [one for one in self.results if one is not None]
+        assert len(found) == len(self.results)
+        return found
+
+    def _hand_over(self) -> None:
+        items, self.waiting, self.waiting_bytes = self.waiting, {}, 0
+        try:
+            pressure.check_room()
+            fresh = self._unknown(items)
+            context = _Context(self.project, [item.envelope for item in fresh.values()], later=True)
+        except Problem as problem:  # a broken redaction rule: each one's answer
+            for at, item in items.items():
+                self.results[at] = problem
+                self.names.discard(item.envelope.trajectory_id)
+            return
+        ready: dict[int, Prepared] = {}
+        for at, item in fresh.items():
+            try:
+                ready[at] = context.prepare(item)
+            except Problem as problem:
+                self.results[at] = problem
+        context.place_texts(ready.values())
+        self.under_way.append(_Part(items, ready, writing.submit(list(ready.values()))))
+        while len(self.under_way) > AHEAD:
+            self._settle(self.under_way.popleft())
+
+    def _unknown(self, items: Mapping[int, Incoming]) -> Mapping[int, Incoming]:
+        if not self.replays:
+            return items
+        ids = [item.envelope.trajectory_id for item in items.values()]
+        known = {row[0] for row in statements.fetch(_KNOWN, (self.project.pk, ids))}
+        self.replays = bool(known)
+        return {at: item for at, item in items.items() if item.envelope.trajectory_id not in known} if known else items
+
+    def _settle_all(self) -> None:
+        if self.waiting:
+            self._hand_over()
+        while self.under_way:
+            self._settle(self.under_way.popleft())
+
+    def _settle(self, part: _Part) -> None:
+        for at, found in zip(part.ready, self._written(part), strict=True):
+            self.results[at] = found
+        taken = [at for at in part.items if self.results[at] is None]
+        self.replays = self.replays or bool(taken)
+        for at, settled in zip(taken, _settle_many(self.project, [part.items[at] for at in taken]), strict=True):
+            self.results[at] = settled
+        self.names.difference_update(item.envelope.trajectory_id for item in part.items.values())
+
+    def _written(self, part: _Part) -> list[Recorded | Problem | None]:
+        try:
+            return _created(part.ready.values(), part.ticket)
+        except IntegrityError:
+            if connection.in_atomic_block:
+                raise
+            # An agent, scenario or text that we remember was deleted meanwhile. Nothing of the part was written.
+            forget()
+            return _insert_once(self.project, [part.items[at] for at in part.ready])
+
+
+_KNOWN = "select trajectory_id from trajectories where project_id = %s and trajectory_id = any(%s)"
 
 
 def _insert(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem | None]:
     """Write those whose id is free. None: it is not, somebody has to look. A Problem stands for its own item alone."""
-    if not items:
-        return []
     try:
         return _insert_once(project, items)
     except IntegrityError:
         if connection.in_atomic_block:
             raise
-        # An agent, scenario or text that we remember was deleted meanwhile. What was written is a replay now.
         forget()
-        found = _insert_once(project, items)
-        lost = [at for at, one in enumerate(found) if one is None]
-        settled = _settle_many(project, [items[at] for at in lost])
-        for at, one in zip(lost, settled, strict=True):
-            found[at] = one
-        return found
+        return _insert_once(project, items)
 
 
 def _insert_once(project: Project, items: Sequence[Incoming]) -> list[Recorded | Problem | None]:
-    """The database writes a part while the next one is prepared."""
     results: list[Recorded | Problem | None] = [None] * len(items)
     context = _Context(project, [item.envelope for item in items], later=True)
-    parts: list[tuple[dict[int, Prepared], writing.Ticket]] = []
-    for start in range(0, len(items), PART):
-        ready: dict[int, Prepared] = {}
-        for at in range(start, min(start + PART, len(items))):
-            try:
-                ready[at] = context.prepare(items[at])
-            except Problem as problem:
-                results[at] = problem
-        context.place_texts(ready.values())
-        parts.append((ready, writing.submit(list(ready.values()))))
-    for ready, ticket in parts:
-        written = ticket.written()
-        for at, prepared in ready.items():
-            if (prepared.row.project_id, prepared.row.trajectory_id) in written:
-                results[at] = _told(prepared.row, "created")
+    ready: dict[int, Prepared] = {}
+    for at, item in enumerate(items):
+        try:
+            ready[at] = context.prepare(item)
+        except Problem as problem:
+            results[at] = problem
+    context.place_texts(ready.values())
+    for at, found in zip(ready, _created(ready.values(), writing.submit(list(ready.values()))), strict=True):
+        results[at] = found
     return results
+
+
+def _created(ready: Iterable[Prepared], ticket: writing.Ticket) -> list[Recorded | Problem | None]:
+    """Waits for the commit. None: the id is taken."""
+    written = ticket.written()
+    return [
+        _told(one.row, "created") if (one.row.project_id, one.row.trajectory_id) in written else None for one in ready
+    ]
 
 
 def _told(row: Row | Trajectory, outcome: Literal["created", "replay", "extended", "sealed"]) -> Recorded:

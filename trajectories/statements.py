@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import psycopg
 from django.db import connection
 
+NEVER = 2**31 - 1  # executions after which psycopg prepares a statement by itself
+
 
 def fetch(statement: str, parameters: Sequence[object]) -> list[tuple[object, ...]]:
     """All rows of a statement, which runs in the transaction that is open, else in one of its own.
@@ -14,7 +16,10 @@ def fetch(statement: str, parameters: Sequence[object]) -> list[tuple[object, ..
         django.db.DatabaseError: as Django's cursors do.
     """
     connection.ensure_connection()
-    with connection.wrap_database_errors, psycopg.Cursor(connection.connection) as cursor:
+    raw: psycopg.Connection[tuple[object, ...]] = connection.connection
+    if raw.prepare_threshold is None:  # as Django leaves it: nothing is prepared, whatever `prepare` says
+        raw.prepare_threshold = NEVER
+    with connection.wrap_database_errors, psycopg.Cursor(raw) as cursor:
         cursor.execute(statement.encode(), parameters, prepare=True)
         return cursor.fetchall()
 
