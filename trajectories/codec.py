@@ -14,6 +14,7 @@ from pathlib import Path
 import zstandard
 
 LEVEL = 3
+FEW = 8  # texts; packing more than one at once makes new zstd contexts, which is as much work as so many texts
 LATEST = 1  # the dictionary that new segments are compressed with
 
 _local = threading.local()  # zstd contexts must not be shared between threads
@@ -43,7 +44,7 @@ def compress(raw: bytes, number: int | None = None) -> bytes:
 def compress_many(raws: Sequence[bytes], number: int | None = None) -> list[bytes]:
     """The same of many, all in one call without Python's lock: other threads go on meanwhile."""
     compressor = _compressor(number)
-    if len(raws) < 2 or not hasattr(compressor, "multi_compress_to_buffer"):
+    if len(raws) < FEW or not hasattr(compressor, "multi_compress_to_buffer"):
         return [compressor.compress(raw) for raw in raws]
     packed = compressor.multi_compress_to_buffer(list(raws), threads=0)
     return [packed[at].tobytes() for at in range(len(raws))]

@@ -371,7 +371,10 @@ class Origin(models.TextChoices):
 class Trajectory(models.Model):
     """One agent's view of one episode. Facts that never change, and facts that do (reward, flags)."""
 
-    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="trajectories", db_index=False)
+    # Its agent is of the same project and holds it there: checked twice, each recording would lock the project's row.
+    project = models.ForeignKey(
+        Project, on_delete=models.CASCADE, related_name="trajectories", db_index=False, db_constraint=False
+    )
     trajectory_id = models.CharField(max_length=ID_LENGTH)
     agent = models.ForeignKey(Agent, on_delete=models.PROTECT, related_name="trajectories", db_index=False)
     scenario = models.ForeignKey(
@@ -578,11 +581,20 @@ class LlmCallLog(models.Model):
 
 
 class IndexingWork(models.Model):
-    """What the indexing pass has yet to do: one row a write, taken with SKIP LOCKED, deleted when done."""
+    """What the indexing pass has yet to do: one row a write, taken with SKIP LOCKED, deleted when done.
 
-    trajectory = models.ForeignKey(Trajectory, null=True, on_delete=models.CASCADE, related_name="+", db_index=False)
-    group = models.ForeignKey(Group, null=True, on_delete=models.CASCADE, related_name="+", db_index=False)
-    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+", db_index=False)
+    A row about something that was deleted meanwhile is nothing to do; the database checks none of its references.
+    """
+
+    trajectory = models.ForeignKey(
+        Trajectory, null=True, on_delete=models.CASCADE, related_name="+", db_index=False, db_constraint=False
+    )
+    group = models.ForeignKey(
+        Group, null=True, on_delete=models.CASCADE, related_name="+", db_index=False, db_constraint=False
+    )
+    project = models.ForeignKey(
+        Project, on_delete=models.CASCADE, related_name="+", db_index=False, db_constraint=False
+    )
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
