@@ -40,6 +40,7 @@ from trajectories.models import (
     BlobUse,
     LlmCallLog,
     Membership,
+    OtelRecord,
     Project,
     RewardChange,
     Role,
@@ -768,4 +769,34 @@ class BlobAdmin(ProjectAdmin[Blob]):
     fields = ("project", "kind", "media_type", "raw_size", "stored_size", "preview", "location", "created_at")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Blob | None = None) -> tuple[str, ...]:
+        return self.fields
+
+
+@admin.register(OtelRecord)
+class OtelRecordAdmin(ProjectAdmin[OtelRecord]):
+    """What came over OTLP: waiting for its trajectory, sealed into one, or in quarantine with the reason."""
+
+    list_display = ("id", "kind", "name", "trace_id", "state", "reason", "trajectory_ref", "project", "received_at")
+    list_filter = (MyProjectsFilter, "state", "kind")
+    list_select_related = ("project",)
+    search_fields = ("trace_id__startswith", "trajectory_ref__startswith")
+    payload_columns = ("data", "content_hash")
+    fields = (
+        "project",
+        "kind",
+        "name",
+        "trace_id",
+        "key",
+        "parent_id",
+        "conversation",
+        "state",
+        "state_since",
+        "reason",
+        "trajectory_ref",
+        "redactions",
+        "raw_size",
+        "received_at",
+    )
+
+    def get_readonly_fields(self, request: HttpRequest, obj: OtelRecord | None = None) -> tuple[str, ...]:
         return self.fields

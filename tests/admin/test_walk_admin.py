@@ -26,6 +26,7 @@ from trajectories.history import SYSTEM
 from trajectories.models import (
     Blob,
     LlmCallLog,
+    OtelRecord,
     Project,
     RewardChange,
     Role,
@@ -90,6 +91,10 @@ def furnish(project: Project, words: str = HOSTILE) -> None:
         project=project, kind="text", content_hash=b"x" * 32, raw_size=1, stored_size=1, preview=words, location=words
     )
     Tombstone.objects.create(project=project, trajectory_id="gone", content_hash=b"x" * 32, by_name="x", reason=words)
+    OtelRecord.objects.create(
+        project=project, kind="span", trace_id="t", key="k", name=words, content_hash=b"x" * 32, raw_size=1, data=b"x",
+        state="quarantined", reason=words,
+    )  # fmt: skip
     history.record(group, "open", "closed", project=project, by=SYSTEM, reason=words)
 
 
