@@ -49,7 +49,11 @@ DOCUMENTS: dict[str, Body | list[Body]] = {
     "tau2-bench": {
         "task_id": "1",
         "termination_reason": "user_stop",
-        "messages": [{"role": "assistant", "content": "!"}],
+        "messages": [
+            {"role": "assistant", "content": "How can I help you?"},  # the harness's greeting, no call
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": "!"},
+        ],
     },
     "reflexion": {"question": "?", "trial": 1, "outcome": "correct", "steps": [{"thought": "t", "action": "!"}]},
     "llm-calls": {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
