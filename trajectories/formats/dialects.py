@@ -255,7 +255,7 @@ def is_message(value: object) -> bool:
         return _class(value) is not None
     if isinstance(value.get("role"), str) and ({"content", "parts", "tool_calls", "function_call"} & set(value)):
         return True
-    return value.get("type") in TYPES and bool({"content", "data"} & set(value))
+    return str(value.get("type")) in TYPES and bool({"content", "data"} & set(value))
 
 
 def _class(value: Mapping[str, object]) -> str | None:
@@ -279,7 +279,7 @@ def message(value: object) -> list[Message]:
         return message(
             {**inner, "role": inner.get("role") if name == "ChatMessage" else CLASSES.get(name or "", "user")}
         )
-    if value.get("type") in TYPES and "role" not in value:
+    if str(value.get("type")) in TYPES and "role" not in value:
         inner = lenient.mapping(value["data"]) if isinstance(value.get("data"), dict) else value
         return message({**{key: one for key, one in inner.items() if key != "type"}, "role": TYPES[str(value["type"])]})
     return _spread(_role(value), value)

@@ -323,7 +323,11 @@ class _Log(msgspec.Struct, kw_only=True):
             if isinstance(leaf, str) and "://" in leaf[:16]:
                 named.update(REFERENCE.findall(leaf))
         known = {leaf for _, leaf in payloads.walk(msgspec.to_builtins(told)) if isinstance(leaf, str)}
-        return {key: one for key, one in self.attachments.items() if key in named or one not in known}
+        return {
+            key: one
+            for key, one in self.attachments.items()
+            if key in named or not isinstance(one, str) or one not in known
+        }
 
 
 def _flat(events: Sequence[Object]) -> list[Object]:

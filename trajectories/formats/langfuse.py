@@ -48,12 +48,12 @@ def recognises(value: object) -> bool:
         return any(recognises(one) for one in lenient.listed(value["data"])[:3])
     if isinstance(value.get("batch"), list):
         first = next(iter(lenient.objects(value["batch"])), {})
-        return first.get("type") in EVENTS and isinstance(first.get("body"), dict)
+        return str(first.get("type")) in EVENTS and isinstance(first.get("body"), dict)
     return _is_observation(value) or _is_score(value) or _is_trace(value)
 
 
 def _is_observation(value: Mapping[str, object]) -> bool:
-    return _of(value, "traceId") is not None and _of(value, "startTime") is not None and value.get("type") in TYPES
+    return _of(value, "traceId") is not None and _of(value, "startTime") is not None and str(value.get("type")) in TYPES
 
 
 def _is_score(value: Mapping[str, object]) -> bool:

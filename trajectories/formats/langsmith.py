@@ -40,7 +40,9 @@ def recognises(value: object) -> bool:
 
 
 def _is_run(value: Mapping[str, object]) -> bool:
-    return value.get("run_type") in RUN_TYPES and ("inputs" in value or "dotted_order" in value or "trace_id" in value)
+    return str(value.get("run_type")) in RUN_TYPES and (
+        "inputs" in value or "dotted_order" in value or "trace_id" in value
+    )
 
 
 def _names_a_run(value: Mapping[str, object]) -> bool:
