@@ -37,7 +37,7 @@ from trajectories import group_life, quality, rights
 from trajectories.admin import MyProjectsFilter
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
-from trajectories.models import Group, GroupState, Judging, Project, Role
+from trajectories.models import Group, GroupState, Judging, Role
 from trajectories.project_admin import Ask, ProjectAdmin, Verb
 
 
@@ -307,7 +307,8 @@ class TrainingPolicyAdmin(ProjectAdmin[TrainingPolicy]):
         defaults = quality.weights_of({})
         own = {name: weight for name, weight in quality.weights_of(given).items() if weight != defaults[name]}
         if own != obj.project.quality_weights:
-            Project.objects.filter(pk=obj.project_id).update(quality_weights=own)
+            obj.project.quality_weights = own
+            obj.project.save(update_fields=["quality_weights"])
             self.message_user(
                 request,
                 "The weights hold for what arrives from now on. Judge what is there again with "

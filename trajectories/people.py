@@ -125,4 +125,5 @@ def set_rate(key: ApiKey, requests_per_minute: str) -> None:
         raise Refused(
             f"{text[:20]!r} is no number of requests a minute. Give 0 (any number) to {MOST_REQUESTS}, or nothing."
         )
-    ApiKey.objects.filter(pk=key.pk).update(requests_per_minute=int(text) if text else None)
+    key.requests_per_minute = int(text) if text else None
+    key.save(update_fields=["requests_per_minute"])

@@ -1,5 +1,6 @@
 """When the site says "later": rates of keys, a full disk, a database that is away. Reading goes on."""
 
+import io
 import json
 import logging
 import shutil
@@ -15,9 +16,10 @@ from pytest_django import Settings
 from tests import builders
 from tests.trajectories import recordings
 from trainingsite import health, problems
-from trajectories import ingestion, pressure, rewards, scenarios
-from trajectories.errors import Full, TooMany
+from trajectories import ingestion, people, pressure, rewards, scenarios
+from trajectories.errors import Full, Refused, TooMany
 from trajectories.formats import incoming_value
+from trajectories.front_door import FrontDoor
 from trajectories.history import SYSTEM
 from trajectories.models import ApiKey, Project, RewardChange, Scenario, Trajectory
 from trajectories.payloads import EndBody, RewardBody, ScenarioBody, StepPayload
@@ -290,3 +292,65 @@ def test_a_broker_that_hangs_costs_a_tenth_of_a_second_and_no_request() -> None:
     client = pressure._broker()
     assert isinstance(client, redis.Redis)
     assert client.connection_pool.connection_kwargs["socket_timeout"] == pressure.BROKER_SECONDS
+
+
+# --- the front door ------------------------------------------------------------------------------------------------
+
+
+def knock(key: str) -> tuple[int, dict[str, str], dict[str, object]]:
+    """(status, headers, answer) of a trajectory that is posted past Django."""
+    raw = json.dumps(recordings.native()).encode()
+    environ: dict[str, object] = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": URL,
+        "CONTENT_LENGTH": str(len(raw)),
+        "HTTP_AUTHORIZATION": f"Bearer {key}",
+        "wsgi.input": io.BytesIO(raw),
+    }
+    said: list[tuple[str, list[tuple[str, str]]]] = []
+
+    def site(environ: object, start_response: object) -> tuple[bytes]:
+        raise AssertionError("it went the ordinary way")
+
+    def start_response(status: str, headers: list[tuple[str, str]]) -> None:
+        said.append((status, headers))
+
+    body = b"".join(FrontDoor(site)(environ, start_response))  # type: ignore[arg-type]  # enough of a server
+    return int(said[0][0].split()[0]), dict(said[0][1]), json.loads(body)
+
+
+def test_the_front_door_answers_a_key_above_its_rate_alike(project: Project) -> None:
+    row, key = builders.make_key(project)
+    people.set_rate(row, "2")
+
+    answers = [knock(key) for _ in range(3)]
+    assert [status for status, _, _ in answers] == [201, 201, 429]
+    assert int(answers[2][1]["Retry-After"]) >= 1
+    assert answers[2][2]["limit"] == 2
+    people.set_rate(row, "")
+    assert knock(key)[0] == 201
+
+
+def test_the_front_door_answers_a_full_disk_and_a_lost_database_alike(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = builders.make_key(project)[1]
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", nearly_full)
+        pressure.forget()
+        status, headers, answer = knock(key)
+    assert (status, headers["Content-Type"], answer["code"]) == (507, "application/problem+json", "storage-full")
+    assert int(headers["Retry-After"]) >= 1
+    pressure.forget()
+    with monkeypatch.context() as patched:
+        patched.setattr(ingestion, "record", failing(OperationalError("gone")))
+        status, headers, answer = knock(key)
+    assert (status, answer["code"]) == (503, "away")
+    assert int(headers["Retry-After"]) >= 1
+    assert knock(key)[0] == 201
+
+
+@pytest.mark.parametrize("wrong", ["-1", "many", "1e3", "1000001", "٣"])
+def test_a_rate_is_a_whole_number(project: Project, wrong: str) -> None:
+    with pytest.raises(Refused, match="no number of requests"):
+        people.set_rate(builders.make_key(project)[0], wrong)
