@@ -118,8 +118,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_pressure() -> None:
-    """Rates and looks at the disk are remembered for a while; tests begin without."""
+def _fresh_pressure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates and looks at the disk are remembered for a while; tests begin without, and wait for a slow broker."""
     from trajectories import pressure
 
+    monkeypatch.setattr(pressure, "BROKER_SECONDS", 30.0)
     pressure.forget()
