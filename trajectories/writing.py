@@ -17,9 +17,9 @@ from django.db import close_old_connections, connection
 
 from trajectories import codec, payloads, scenarios, segments, statements
 
-WRITERS = 2  # while one waits for the log to be flushed, the other one's statement runs
+WRITERS = 1  # two take half of what waits each, and so need twice the statements: 800 requests a second for 1,000
 ROWS = 100  # of one statement, about
-FEW = 20  # of rows: a statement costs as much as so many of them
+FEW = 5  # of rows: the request compresses them itself; there are many requests, and one writer for all
 IDLE_SECONDS = 30.0  # after which a writer ends, and its connection
 
 
@@ -76,6 +76,7 @@ class Prepared(msgspec.Struct, kw_only=True):
     row: Row
     pieces: tuple[segments.Piece, ...]
     step_hashes: tuple[bytes, ...]  # one a piece
+    packed: list[bytes] = []  # the pieces compressed, if they already are
     texts: tuple[segments.Text, ...] = ()
     redactions: Mapping[str, int] = {}
     wish: scenarios.Wish | None = None  # its row has no scenario yet
@@ -187,15 +188,16 @@ def write(ready: Sequence[Prepared]) -> set[tuple[int, str]]:
         for one in ready:
             if one.wish is not None:
                 one.row.scenario_id = pks[one.wish.project.pk, one.wish.scenario_id]
+    _compress([one for one in ready if len(one.packed) < len(one.pieces)])
     pieces: list[_PieceRow] = []
-    raws: list[bytes] = []
+    packed: list[bytes] = []
     for one in ready:
+        packed += one.packed
         name = (one.row.project_id, one.row.trajectory_id)
         for piece, step_hashes in zip(one.pieces, one.step_hashes, strict=True):
-            raws.append(piece.raw)
             hashes = "\\x" + step_hashes.hex()
             span = (piece.seq, piece.first_step, piece.last_step, len(piece.raw))
-            pieces.append(_PieceRow(len(raws), *name, *span, hashes))
+            pieces.append(_PieceRow(len(pieces) + 1, *name, *span, hashes))
     taken_out = [
         {"project_id": one.row.project_id, "trajectory_id": one.row.trajectory_id, "rule": rule, "count": count}
         for one in ready
@@ -206,10 +208,16 @@ def write(ready: Sequence[Prepared]) -> set[tuple[int, str]]:
     parameters = (
         payloads.encode([one.row for one in ready]).decode(),
         payloads.encode(pieces).decode(),
-        codec.compress_many(raws, codec.LATEST),
+        packed,
         payloads.encode(taken_out).decode(),
     )
     return {(int(str(project)), str(name)) for project, name in statements.fetch(_WRITE, parameters)}
+
+
+def _compress(ready: Sequence[Prepared]) -> None:
+    packed = iter(codec.compress_many([piece.raw for one in ready for piece in one.pieces], codec.LATEST))
+    for one in ready:
+        one.packed = [next(packed) for _ in one.pieces]
 
 
 # --- many requests, one commit -----------------------------------------------------------------------------------
@@ -245,7 +253,6 @@ class Ticket:
 
 _waiting: "SimpleQueue[Ticket | None]" = SimpleQueue()
 _lock = threading.Lock()
-_few = threading.Lock()
 _writers: set[threading.Thread] = set()
 
 
@@ -258,6 +265,8 @@ def submit(ready: Sequence[Prepared]) -> Ticket:
     if connection.in_atomic_block:
         _write_alone(ticket)
         return ticket
+    if len(ready) < FEW:
+        _compress(ready)
     with _lock:
         _waiting.put(ticket)
         if len(_writers) < WRITERS:
@@ -279,8 +288,8 @@ def rest() -> None:
 
 def _forget_writers() -> None:
     """After a fork they are the parent's."""
-    global _waiting, _lock, _few
-    _waiting, _lock, _few = SimpleQueue(), threading.Lock(), threading.Lock()
+    global _waiting, _lock
+    _waiting, _lock = SimpleQueue(), threading.Lock()
     _writers.clear()
 
 
@@ -290,11 +299,7 @@ os.register_at_fork(after_in_child=_forget_writers)
 def _work() -> None:
     try:
         while tickets := _take():
-            if sum(len(ticket.ready) for ticket in tickets) < FEW:
-                with _few:  # one such statement at a time: what arrives meanwhile goes with the next
-                    _write(tickets + _more(tickets))
-            else:
-                _write(tickets)
+            _write(tickets)
     finally:
         connection.close()
 
