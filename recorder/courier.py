@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from urllib.parse import quote
 
@@ -58,6 +58,20 @@ class Counts:
     faults: int = 0  # calls of the recorder that failed inside, and were logged instead of raised
 
 
+@dataclass
+class Live:
+    """A trajectory that runs and is shown while it does. Showing may fail: the whole is sent when it has ended."""
+
+    opening: bytes
+    steps: list[bytes] = field(default_factory=list)
+    opened: bool = False
+    shown: int = 0  # steps
+
+    @property
+    def news(self) -> bool:
+        return not self.opened or self.shown < len(self.steps)
+
+
 class Verdict(Enum):
     DELIVERED = auto()
     REPLAYED = auto()
@@ -92,6 +106,9 @@ class Courier:
         self._hurry = 0  # flushes that wait
         self._away = False  # the last request was not answered as hoped
         self._adopted_at: float | None = None
+        self._live: dict[str, Live] = {}
+        self._failed_to_show = 0  # times in a row
+        self._show_at: float | None = None  # by the monotonic clock; None: there is nothing new to show
 
     def forked(self) -> None:
         """In the child after a fork: threads and locks did not come along; the parent sends what waited."""
@@ -130,6 +147,73 @@ class Courier:
             self._ensure_thread()
             self._changed.notify_all()
             return True
+
+    def open_live(self, trajectory_id: str, opening: bytes) -> None:
+        """Show it while it runs."""
+        with self._changed:
+            self._live[trajectory_id] = Live(opening)
+            self._news()
+
+    def add_live(self, trajectory_id: str, step: bytes) -> None:
+        with self._changed:
+            live = self._live.get(trajectory_id)
+            if live is not None:
+                live.steps.append(step)
+                self._news()
+
+    def end_live(self, trajectory_id: str) -> None:
+        with self._changed:
+            self._live.pop(trajectory_id, None)
+
+    def _news(self) -> None:
+        if self._show_at is None:
+            self._show_at = time.monotonic() + self._limits.linger
+            self._ensure_thread()
+            self._changed.notify_all()
+
+    def _show(self, http: httpx.Client) -> None:
+        """Tell the site of the steps so far of what runs."""
+        with self._changed:
+            if self._show_at is None or time.monotonic() < self._show_at or self._closing:
+                return
+            self._show_at = None
+            news = [(trajectory_id, live) for trajectory_id, live in self._live.items() if live.news]
+        for trajectory_id, live in news:
+            error = self._show_one(http, trajectory_id, live)
+            if isinstance(error, Unavailable | NotAllowed | NotFound):
+                self._failed_to_show += 1
+                wait = self._pause_after(error, self._failed_to_show)
+                with self._changed:
+                    self._show_at = time.monotonic() + wait
+                return
+            if error is not None:
+                logger.warning("Trajectory %s is not shown while it runs: %s", trajectory_id, error)
+                self.end_live(trajectory_id)
+        self._failed_to_show = 0
+
+    def _show_one(self, http: httpx.Client, trajectory_id: str, live: Live) -> ApiError | None:
+        try:
+            if not live.opened:
+                response = _post(http, "trajectories/", live.opening, "application/json")
+                if response.status_code not in (200, 201):
+                    return problems.of(response)
+                live.opened = True
+            path = f"trajectories/{quote(trajectory_id, safe='')}/steps/"
+            while live.shown < len(live.steps):
+                steps: list[bytes] = []
+                size = 0
+                for at, step in enumerate(live.steps[live.shown :], live.shown):
+                    if steps and size + len(step) > self._limits.batch_bytes:
+                        break
+                    steps.append(b'{"index":%d,' % at + step[1:])
+                    size += len(step)
+                response = _post(http, path, b'{"steps":[' + b",".join(steps) + b"]}", "application/json")
+                if response.status_code != 200:
+                    return problems.of(response)
+                live.shown += len(steps)
+        except httpx.HTTPError as exc:
+            return problems.no_answer(exc)
+        return None
 
     def dropped_early(self) -> None:
         """A trajectory that could not even be put together."""
@@ -222,6 +306,7 @@ class Courier:
         failures = 0
         while True:
             self._adopt()
+            self._show(http)
             batch = self._take()
             if batch is None:
                 return
@@ -254,7 +339,7 @@ class Courier:
             if not self._waiting:
                 if self._closing:
                     return None
-                self._changed.wait(ADOPT_EVERY if self.spool is not None else None)
+                self._changed.wait(self._idle())
                 if not self._waiting:
                     return None if self._closing else []
             until = time.monotonic() + self._limits.linger
@@ -278,6 +363,13 @@ class Courier:
                 size += batch[-1].size
             self._in_hand = batch
             return batch
+
+    def _idle(self) -> float | None:
+        """How long there is nothing to do, if nothing comes."""
+        waits = [ADOPT_EVERY] if self.spool is not None else []
+        if self._show_at is not None:
+            waits.append(max(0.0, self._show_at - time.monotonic()))
+        return min(waits, default=None)
 
     def _settle(self, batch: list[Item], outcomes: list[Outcome]) -> ApiError | None:
         """Count, let go of what is settled, put the rest back in front; the error to pause for, if there is one."""
@@ -340,13 +432,7 @@ class Courier:
         """Wait before the next try; False: we are closing, and waiting longer cannot help."""
         if error.code == "alone":  # nothing is wrong with the site: send them one by one, now
             return True
-        wait = min(self._limits.longest_wait, self._limits.first_wait * 2.0 ** min(failures - 1, 16))
-        wait *= random.uniform(0.5, 1.0)  # many agents do not come back at the same moment
-        if error.retry_after is not None:
-            wait = max(wait, error.retry_after)
-        elif isinstance(error, NotAllowed | NotFound):
-            wait = self._limits.longest_wait  # somebody has to change a setting
-        until = time.monotonic() + wait
+        until = time.monotonic() + self._pause_after(error, failures)
         with self._changed:
             while (left := until - time.monotonic()) > 0:
                 if self._closing and (not self._memory_items or time.monotonic() >= self._deadline):
@@ -356,6 +442,16 @@ class Courier:
                     break
                 self._changed.wait(left)
         return True
+
+    def _pause_after(self, error: ApiError, failures: int) -> float:
+        """Seconds."""
+        wait = min(self._limits.longest_wait, self._limits.first_wait * 2.0 ** min(failures - 1, 16))
+        wait *= random.uniform(0.5, 1.0)  # many agents do not come back at the same moment
+        if error.retry_after is not None:
+            return max(wait, error.retry_after)
+        if isinstance(error, NotAllowed | NotFound):
+            return self._limits.longest_wait  # somebody has to change a setting
+        return wait
 
     def _deliver(self, http: httpx.Client, batch: list[Item]) -> list[Outcome]:
         bodies: dict[int, bytes] = {}

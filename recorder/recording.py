@@ -16,7 +16,7 @@ from . import actions, openai_calls
 from .courier import Counts, Courier, Limits
 from .current import here
 from .plain import PREVIEW, Size, encode, mapping, plain
-from .spool import Item, Spool, assemble
+from .spool import Item, Spool, assemble, opening
 from .step import Step
 from .trajectory import Trajectory
 
@@ -43,6 +43,8 @@ class Recorder:
         fsync: write through to the disk at every event (milliseconds each); without, what was recorded survives the
             end of the process, not that of the machine.
         exit_seconds: how long the end of the process may wait for deliveries; with a spool, only while they go well.
+        live: steps are shown on the site while the trajectory runs. What is shown is sent twice; what could not be
+            shown loses nothing, since the whole goes when it has ended.
         enabled: False records nothing.
 
     Raises:
@@ -61,10 +63,12 @@ class Recorder:
         limits: Limits = Limits(),  # noqa: B008 — frozen
         timeout: float = 30.0,
         exit_seconds: float = 10.0,
+        live: bool = False,
         enabled: bool = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.enabled = enabled
+        self.live = live
         self.agent_id = agent_id or os.environ.get("TRAININGSITE_AGENT_ID") or "agent"
         self.exit_seconds = exit_seconds
         base, key = address(url, api_key) if enabled else ("http://recorder.invalid", "off")
@@ -115,6 +119,7 @@ class Recorder:
         policy_version: str | None = None,
         tools: Sequence[Mapping[str, object]] | None = None,
         metadata: Mapping[str, object] | None = None,
+        live: bool | None = None,
     ) -> Trajectory:
         """Begin one agent's view of one episode.
 
@@ -125,6 +130,7 @@ class Recorder:
             group_id, group_size: attempts that may share a baseline, where the sender knows them.
             policy_version: the version that plays, as `Client.model_for` told it.
             parent_trajectory_id: the trajectory whose sub-agent this is; else the current one, where there is one.
+            live: show its steps while it runs; None: as the recorder does.
             retry_of: the trajectory_id that this is a new try of, after a failure.
         """
         trajectory_id = trajectory_id or uuid.uuid4().hex
@@ -152,6 +158,7 @@ class Recorder:
                 "tools": tools,
                 "metadata": metadata,
             },
+            live=self.live if live is None else live,
         )
 
     @property
@@ -303,15 +310,20 @@ class Recorder:
             self._open[trajectory.trajectory_id] = trajectory
             self._on_disk.add(trajectory.trajectory_id)
             self._spool(trajectory.trajectory_id, "B", envelope)
+            if trajectory.live and self.enabled:
+                self._courier.open_live(trajectory.trajectory_id, opening(envelope))
 
     def added(self, trajectory: Trajectory, step: bytes) -> None:
         self._spool(trajectory.trajectory_id, "S", step)
+        if trajectory.live and self.enabled:
+            self._courier.add_live(trajectory.trajectory_id, step)
 
     def ended(self, trajectory: Trajectory, envelope: bytes, steps: list[bytes]) -> None:
         if not self.enabled:
             return
         trajectory_id = trajectory.trajectory_id
         self._open.pop(trajectory_id, None)
+        self._courier.end_live(trajectory_id)
         self._spool(trajectory_id, "E", envelope)
         item = self._finished(trajectory_id)
         if item is None:  # no spool, or it could not take all of it: the copy in memory goes

@@ -54,8 +54,11 @@ class Trajectory:
     raised, and is the current one inside. Made by `Recorder.start_trajectory`; methods may be called from several
     threads."""
 
-    def __init__(self, outlet: Outlet, trajectory_id: str, envelope: Mapping[str, object]) -> None:
+    def __init__(
+        self, outlet: Outlet, trajectory_id: str, envelope: Mapping[str, object], *, live: bool = False
+    ) -> None:
         self.trajectory_id = trajectory_id
+        self.live = live  # shown while it runs
         self._outlet = outlet
         self._lock = Guard()
         self._notes: Notes = []

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -117,6 +118,42 @@ def wait_until_delivered(recording: Recorder, n: int) -> bool:
         recording.flush(0.1)
         asyncio.run(asyncio.sleep(0.05))
     return False
+
+
+def test_a_live_trajectory_is_shown_while_it_runs_and_is_the_same_at_its_end(
+    recording: Recorder, client: Client
+) -> None:
+    def shown(n: int) -> bool:
+        for _ in range(400):
+            try:
+                found = client.trajectory(trajectory.trajectory_id)
+            except NotFound:
+                found = {}
+            if len(found.get("steps", [])) >= n:
+                return found["recorded"]["state"] == "open"
+            threading.Event().wait(0.05)
+        return False
+
+    with recording.start_trajectory("trader", scenario_id="day-1", live=True) as trajectory:
+        for turn in range(3):
+            with trajectory.start_step({"turn": turn}) as step:
+                step.log_llm_call(model="m", messages=[{"role": "user", "content": NEWS}], response=f"BUY {turn}")
+                step.complete("BUY", {"n": turn})
+            assert shown(turn + 1)
+        trajectory.end(reward=0.5)
+    assert recording.flush(20)
+    assert (recording.counts.delivered, recording.counts.rejected) == (1, 0)
+    found = client.trajectory(trajectory.trajectory_id)
+    assert (found["recorded"]["state"], found["reward"], len(found["steps"])) == ("sealed", 0.5, 3)
+
+
+def test_rewards_that_come_later_by_the_recorder(recording: Recorder, client: Client) -> None:
+    trajectory_id = play(recording, None)
+    recording.reward(trajectory_id, 0.75, source="shop", reason="the order came in")
+    recording.reward("not-yet-known", 1.0)  # waits on the site
+    assert recording.flush(20)
+    assert (recording.counts.delivered, recording.counts.rejected) == (3, 0)
+    assert client.trajectory(trajectory_id)["reward"] == 0.75
 
 
 def test_a_group_is_plain_lists(recording: Recorder, client: Client) -> None:

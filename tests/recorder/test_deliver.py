@@ -345,3 +345,40 @@ def test_a_reward_that_is_refused_is_counted_and_said(caplog: pytest.LogCaptureF
         assert recording.flush(10)
         assert recording.counts.rejected == 1
     assert "refused the reward of trajectory gone: erased" in caplog.text
+
+
+def test_what_cannot_be_shown_while_it_runs_is_sent_at_the_end_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    for answer in (away, says(503), says(400)):
+        site = Site(answers=[answer])
+        with recorder(site, live=True) as recording, recording.start_trajectory() as trajectory:
+            assert site.arrived.wait(5)
+            trajectory.start_step().complete("ACT")
+            trajectory.end()
+            assert recording.flush(10)
+            assert recording.counts.delivered == 1
+            whole = json.loads([body_of(one) for one in site.requests if b"ended_at" in body_of(one)][-1])
+            assert (whole["final_status"], len(whole["steps"])) == ("completed", 1)
+    assert "is not shown while it runs: says 400" in caplog.text
+
+
+def test_steps_are_shown_once_each_by_their_number() -> None:
+    shown: list[tuple[str, object]] = []
+    more = threading.Event()
+
+    def site(request: httpx.Request) -> httpx.Response:
+        path = request.url.path.removeprefix("/api/v1/trajectories/")
+        body = json.loads(body_of(request))
+        shown.append((path, [step.get("index") for step in body["steps"]] or body["final_status"]))
+        more.set()
+        return httpx.Response(200 if path else 201, json={"trajectory_id": "t"})
+
+    transport = httpx.MockTransport(site)
+    with Recorder("http://site", "ts_key", transport=transport, limits=SOON, live=True) as recording:
+        with recording.start_trajectory(trajectory_id="t") as trajectory:
+            for _ in range(3):
+                assert more.wait(5)  # each goes by itself: the next is made when it has arrived
+                more.clear()
+                trajectory.start_step().complete("ACT")
+            assert more.wait(5)
+        assert recording.flush(10)
+    assert shown == [("", "running"), ("t/steps/", [0]), ("t/steps/", [1]), ("t/steps/", [2]), ("", [None] * 3)]
