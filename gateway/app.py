@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from urllib.parse import unquote
 
 import httpx
 import msgspec
@@ -169,7 +168,7 @@ class Gateway:
             elif path.startswith("/v1/trajectories/") and path.endswith("/end"):
                 _allow(method, "POST")
                 trajectory_id = path.removeprefix("/v1/trajectories/").removesuffix("/end")
-                await self._end(headers, unquote(trajectory_id), receive, send)
+                await self._end(headers, trajectory_id, receive, send)
             else:
                 raise WireError(
                     f"The gateway has no {path[:200]}: it serves /v1/chat/completions, /v1/models and "
@@ -231,11 +230,6 @@ class Gateway:
             else:
                 trajectory_id = f"{MADE}{uuid.uuid4().hex}"
                 live = self._keep(caller, trajectory_id, {"agent_id": caller.agent_id, **fields})
-        if live.ending or live.sealed:
-            raise WireError(
-                f"The trajectory {trajectory_id} has ended. Begin another by another X-Trajectory-Id.",
-                status=409, kind="conflict_error", code="trajectory_ended",
-            )  # fmt: skip
         live.in_flight += 1
         live.calm.clear()
         return Talk(caller, asked, trajectory_id, live, headers, recorded=recorded, joins=joins, hashes=hashes)
@@ -262,6 +256,11 @@ class Gateway:
             if live is None:
                 live = self._keep(caller, trajectory_id, {"agent_id": caller.agent_id, **fields})
             live.seen = time.monotonic()
+        if live.ending or live.sealed:
+            raise WireError(
+                f"The trajectory {trajectory_id} has ended. Begin another by another X-Trajectory-Id.",
+                status=409, kind="conflict_error", code="trajectory_ended",
+            )  # fmt: skip
         for name, value in fields.items():
             first = live.opening.get(name)
             if name in ("agent_id", "scenario_id", "group_id", "role") and (first or None) != value:

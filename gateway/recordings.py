@@ -10,11 +10,11 @@ import msgspec
 
 from gateway import wire
 from gateway.wire import Answer, Json
-from trajectories import payloads
+from trajectories import ingestion, payloads
 from trajectories.payloads import EndBody, Envelope, LlmCallPayload, Message, StepPayload, TrajectoryPayload
 
 MADE = "gw-"  # trajectory ids that the gateway made begin so
-FORMAT = "gateway"  # source_format of what is recorded here
+FORMAT = ingestion.GATEWAY
 
 
 class Fallback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

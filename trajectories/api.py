@@ -19,6 +19,7 @@ from rest_framework.response import Response
 
 from trainingsite.celery import nudge
 from trajectories import (
+    auth,
     body,
     export,
     formats,
@@ -29,6 +30,7 @@ from trajectories import (
     rewards,
     scenarios,
     segments,
+    spooled,
     tasks,
 )
 from trajectories.errors import Gone, Invalid, Problem, TooLarge, Unknown
@@ -244,11 +246,13 @@ class TrajectorySteps(ProjectAPIView):
 
 
 class TrajectoryEnd(ProjectAPIView):
-    """Seal an open trajectory."""
+    """Seal an open trajectory. 202: its calls are still on their way from the gateway, and the end comes after them."""
 
-    @extend_schema(operation_id="end_trajectory", request=dict, responses={200: dict})
+    @extend_schema(operation_id="end_trajectory", request=dict, responses={200: dict, 202: dict})
     def post(self, request: Request, trajectory_id: str) -> Response:
         sent = payloads.decode(body.read(request, limits.SMALL_BODY_BYTES) or b"{}", EndBody)
+        if not spooled.end(self.project, trajectory_id, sent, auth.key_of(request)):
+            return Response({"trajectory_id": trajectory_id, "state": "ending"}, status=202)
         recorded = ingestion.end(self.project, trajectory_id, sent)
         wake(self.project)
         return Response(receipt(recorded))

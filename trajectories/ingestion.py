@@ -36,6 +36,7 @@ from trajectories import (
 )
 from trajectories.early_commit import committed_early
 from trajectories.errors import Conflict, Full, Gone, Invalid, Problem, TooLarge, Unknown
+from trajectories.formats import messages as messages_format
 from trajectories.formats.incoming import Incoming, hashes
 from trajectories.models import (
     ID_LENGTH,
@@ -57,6 +58,7 @@ from trajectories.writing import Prepared, Row
 
 logger = logging.getLogger(__name__)
 
+GATEWAY = "gateway"  # source_format of what came through it
 PART = 25  # trajectories of one request that are handed to the database together
 AHEAD = 4  # parts that are under way while the next one is prepared
 HASH_BYTES = 16  # of a step, in step_hashes
@@ -809,6 +811,13 @@ def end(project: Project, trajectory_id: str, body: EndBody) -> Recorded:
                 "reward_components": body.reward_components or whole.reward_components,
             }
         )
+        # The gateway sees what tools answered in the prompts of later calls alone.
+        derived = row.source_format == GATEWAY and all(
+            len(step.llm_calls) == 1 and step.action is None for step in payload.steps
+        )
+        if derived:
+            acted = messages_format.with_actions(payload.steps, payload.closing_messages)
+            payload = msgspec.structs.replace(payload, steps=acted)
         payload, counts = redaction.redact(payload, redaction.rules(project))
         content_hash, twin_hash = hashes(key, marks[:32] + b"".join(stored) + ending, trajectory_id)
         _seal(
@@ -820,6 +829,8 @@ def end(project: Project, trajectory_id: str, body: EndBody) -> Recorded:
             marks=marks[:32] + ending,
             step_hashes=stored,
             redactions=counts,
+            source_format=row.source_format,
+            derived_actions=derived,
         )
         _add_redactions(row, counts)
     return _told(row, "sealed")

@@ -41,16 +41,19 @@ class Backend:
     """Answers `replies` in order, then the last one again. `refuse_more`: as OpenAI does."""
 
     def __init__(self, models: tuple[str, ...] = ("tiny",), *, refuse_more: bool = False) -> None:
-        self.models = list(models)
-        self.refuse_more = refuse_more
-        self.replies: list[Reply] = [Reply()]
-        self.decide: Callable[[Body], Reply | None] = lambda body: None
-        self.asked: list[Asked] = []
+        self.reset(models, refuse_more=refuse_more)
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def reset(self, models: tuple[str, ...] = ("tiny",), *, refuse_more: bool = False) -> None:
+        self.models = list(models)
+        self.refuse_more = refuse_more
+        self.replies: list[Reply] = [Reply()]
+        self.decide: Callable[[Body], Reply | None] = lambda body: None
+        self.asked: list[Asked] = []
 
     def close(self) -> None:
         self._server.shutdown()

@@ -9,21 +9,10 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolUnionParam
 
 from tests.gateway.backend import Backend, Reply
-from tests.gateway.running import RunningGateway, eventually
+from tests.gateway.recorded import QUESTION, calls_of, row_of
+from tests.gateway.running import RunningGateway
 from trajectories import segments, transcripts
-from trajectories.models import Project, State, Trajectory
-from trajectories.payloads import LlmCallPayload
-
-QUESTION: list[ChatCompletionMessageParam] = [
-    {"role": "system", "content": "Answer BUY or SELL."},
-    {"role": "user", "content": "The company reports a gain."},
-]
-
-
-def calls_of(trajectory_id: str, count: int = 1) -> list[LlmCallPayload]:
-    """The recorded calls, once there are so many."""
-    assert eventually(lambda: Trajectory.objects.filter(trajectory_id=trajectory_id, n_calls__gte=count).exists())
-    return list(segments.load(Trajectory.objects.get(trajectory_id=trajectory_id)).calls())
+from trajectories.models import Project, State
 
 
 def test_an_answer_in_one_piece_is_given_as_it_came_and_recorded(
@@ -40,8 +29,8 @@ def test_an_answer_in_one_piece_is_given_as_it_came_and_recorded(
     assert asked.body["logprobs"] is True and asked.body["return_token_ids"] is True
     assert key not in json.dumps(asked.headers)
 
-    [call] = calls_of("t1")
-    row = Trajectory.objects.get(trajectory_id="t1")
+    [call] = calls_of(project, "t1")
+    row = row_of(project, "t1")
     assert (row.state, row.agent.agent_id, row.source_format) == (State.OPEN, "a1", "gateway")
     assert row.scenario is not None and row.scenario.scenario_id == "s1"
     assert call.messages == tuple(QUESTION)
@@ -55,7 +44,7 @@ def test_an_answer_in_one_piece_is_given_as_it_came_and_recorded(
 
 
 def test_a_stream_comes_event_by_event_and_is_recorded_before_its_end(
-    gateway: RunningGateway, backend: Backend, key: str
+    gateway: RunningGateway, backend: Backend, key: str, project: Project
 ) -> None:
     gate = threading.Event()
     backend.replies = [Reply(gates={3: gate})]
@@ -69,7 +58,7 @@ def test_a_stream_comes_event_by_event_and_is_recorded_before_its_end(
         if "".join(words) == "Buy on good":
             gate.set()  # the fourth word is not written before the third was received
     assert "".join(words) == "Buy on good news."
-    [call] = calls_of("t1")
+    [call] = calls_of(project, "t1")
     assert (call.response, call.finish_reason) == ("Buy on good news.", "stop")
     assert (call.prompt_tokens, call.completion_tokens) == (7, 5)  # asked of the backend, not shown to the client
     assert call.token_ids == [100, 101, 102, 103, 104]
@@ -92,7 +81,9 @@ def test_what_the_client_asks_for_itself_it_gets(gateway: RunningGateway, key: s
     assert chunks[-1].usage is not None and chunks[-1].usage.total_tokens == 12
 
 
-def test_a_growing_conversation_costs_its_new_words_only(gateway: RunningGateway, backend: Backend, key: str) -> None:
+def test_a_growing_conversation_costs_its_new_words_only(
+    gateway: RunningGateway, backend: Backend, key: str, project: Project
+) -> None:
     client = gateway.client(key, X_Trajectory_Id="t1")
     messages = list(QUESTION)
     for turn in range(4):
@@ -100,17 +91,19 @@ def test_a_growing_conversation_costs_its_new_words_only(gateway: RunningGateway
         # as the client itself writes it, with its null fields
         messages.append(answer.choices[0].message.to_dict())  # type: ignore[arg-type]  # what the docs suggest
         messages.append({"role": "user", "content": f"And then? {turn}"})
-    calls = calls_of("t1", 4)
+    calls = calls_of(project, "t1", 4)
     assert calls[0].messages == tuple(QUESTION)
     for turn, call in enumerate(calls[1:]):
         assert call.messages is None and call.prompt_ref is not None
         assert call.prompt_ref.call == turn
         assert call.prompt_ref.append == ({"role": "user", "content": f"And then? {turn}"},)
-    prompts = transcripts.prompts(segments.load(Trajectory.objects.get(trajectory_id="t1")))
+    prompts = transcripts.prompts(segments.load(row_of(project, "t1")))
     assert [message["content"] for message in prompts[-1]] == [message.get("content") for message in messages[:-2]]
 
 
-def test_tools_and_tool_calls_are_recorded_streamed_or_not(gateway: RunningGateway, backend: Backend, key: str) -> None:
+def test_tools_and_tool_calls_are_recorded_streamed_or_not(
+    gateway: RunningGateway, backend: Backend, key: str, project: Project
+) -> None:
     wanted: dict[str, object] = {
         "id": "call_1", "type": "function", "function": {"name": "order", "arguments": '{"side": "buy"}'},
     }  # fmt: skip
@@ -123,14 +116,16 @@ def test_tools_and_tool_calls_are_recorded_streamed_or_not(gateway: RunningGatew
     assert whole.choices[0].message.to_dict()["tool_calls"] == [wanted]
     stream = client.chat.completions.create(model="tiny", messages=QUESTION, tools=tools, stream=True)
     assert "order" in "".join(chunk.model_dump_json() for chunk in stream)
-    calls = calls_of("t1", 2)
+    calls = calls_of(project, "t1", 2)
     assert [call.tool_calls for call in calls] == [[wanted], [wanted]]
-    payload = segments.load(Trajectory.objects.get(trajectory_id="t1"))
+    payload = segments.load(row_of(project, "t1"))
     assert payload.tools == tools
     assert [call.tools for call in calls] == [None, None]  # those of the trajectory, once
 
 
-def test_calls_without_an_id_are_joined_where_one_goes_on_from_the_other(gateway: RunningGateway, key: str) -> None:
+def test_calls_without_an_id_are_joined_where_one_goes_on_from_the_other(
+    gateway: RunningGateway, key: str, project: Project
+) -> None:
     client = gateway.client(key)
     ids: list[str] = []
 
@@ -148,19 +143,19 @@ def test_calls_without_an_id_are_joined_where_one_goes_on_from_the_other(gateway
     ask([{"role": "user", "content": "Something else."}])
     assert ids[0] == ids[1]
     assert len(set(ids)) == 3
-    assert len(calls_of(ids[0], 2)) == 2
-    assert Trajectory.objects.get(trajectory_id=ids[0]).agent.agent_id == "trader"  # the key's name
+    assert len(calls_of(project, ids[0], 2)) == 2
+    assert row_of(project, ids[0]).agent.agent_id == "trader"  # the key's name
 
 
 def test_an_error_of_the_backend_passes_unchanged_and_is_recorded(
-    gateway: RunningGateway, backend: Backend, key: str
+    gateway: RunningGateway, backend: Backend, key: str, project: Project
 ) -> None:
     body = b'{"error": {"message": "Too many requests.", "type": "rate_limit", "code": 429}}'
     backend.replies = [Reply(status=429, raw=body, headers={"Retry-After": "7"})]
     with httpx.Client(headers={"Authorization": f"Bearer {key}", "X-Trajectory-Id": "t1"}) as http:
         answer = http.post(f"{gateway.url}/v1/chat/completions", json={"model": "tiny", "messages": QUESTION})
     assert (answer.status_code, answer.headers["Retry-After"], answer.content) == (429, "7", body)
-    [call] = calls_of("t1")
+    [call] = calls_of(project, "t1")
     assert call.error == {"message": "Too many requests.", "type": "rate_limit", "code": 429, "status": 429}
     assert call.response is None
     with pytest.raises(openai.RateLimitError, match="Too many requests"):
@@ -168,7 +163,7 @@ def test_an_error_of_the_backend_passes_unchanged_and_is_recorded(
 
 
 def test_a_client_that_hangs_up_ends_the_backends_work_and_what_came_is_kept(
-    gateway: RunningGateway, backend: Backend, key: str
+    gateway: RunningGateway, backend: Backend, key: str, project: Project
 ) -> None:
     backend.replies = [Reply(gates={3: threading.Event()})]
     stream = gateway.client(key, X_Trajectory_Id="t1").chat.completions.create(
@@ -181,7 +176,7 @@ def test_a_client_that_hangs_up_ends_the_backends_work_and_what_came_is_kept(
             break
     stream.close()
     assert backend.asked[0].hung_up.wait(20)
-    [call] = calls_of("t1")
+    [call] = calls_of(project, "t1")
     assert (call.response, call.finish_reason, call.trainable) == ("Buy on good", "cancelled", False)
     gateway_said = call.extra["gateway"]
     assert isinstance(gateway_said, dict) and gateway_said["cancelled"] is True
@@ -189,7 +184,7 @@ def test_a_client_that_hangs_up_ends_the_backends_work_and_what_came_is_kept(
 
 
 def test_a_backend_that_breaks_off_is_said_and_what_came_is_kept(
-    gateway: RunningGateway, backend: Backend, key: str
+    gateway: RunningGateway, backend: Backend, key: str, project: Project
 ) -> None:
     backend.replies = [Reply(break_off_at=2)]
     with pytest.raises(openai.APIError, match="broke off"):
@@ -197,19 +192,19 @@ def test_a_backend_that_breaks_off_is_said_and_what_came_is_kept(
             model="tiny", messages=QUESTION, stream=True
         ):
             pass
-    [call] = calls_of("t1")
+    [call] = calls_of(project, "t1")
     assert call.response == "Buy on"
     assert isinstance(call.error, dict) and call.error["code"] == "backend_broke_off"
 
 
 def test_a_backend_that_refuses_what_was_added_is_asked_without_it(
-    gateway: RunningGateway, backend: Backend, key: str
+    gateway: RunningGateway, backend: Backend, key: str, project: Project
 ) -> None:
     backend.refuse_more = True
     client = gateway.client(key, X_Trajectory_Id="t1")
     for _ in range(2):
         assert client.chat.completions.create(model="tiny", messages=QUESTION).choices[0].message.content
     assert ["return_token_ids" in one.body for one in backend.asked] == [True, False, False]  # and that is remembered
-    calls = calls_of("t1", 2)
+    calls = calls_of(project, "t1", 2)
     assert [call.token_ids for call in calls] == [None, None]
     assert [call.logprobs_mode for call in calls] == [None, None]
