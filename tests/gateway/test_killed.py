@@ -94,6 +94,11 @@ class Agent(threading.Thread):
             return not body["stream"] or answer.content.endswith(b"data: [DONE]\n\n")
 
 
+def answers(agents: list[Agent], count: int, seconds: float) -> bool:
+    """Whether the agents have got so many answers before the time is over."""
+    return eventually(lambda: sum(len(one.answered) for one in agents) >= count, seconds)
+
+
 def test_calls_answered_whole_are_recorded_once_whatever_is_killed(
     postgres: Postgres, tmp_path: Path, backend_alone: Backend
 ) -> None:
@@ -111,9 +116,7 @@ def test_calls_answered_whole_are_recorded_once_whatever_is_killed(
         victims = ["gateway", "postgres", "gateway", "postgres", "gateway"]
         for round_, victim in enumerate(victims):
             share = (round_ + moments.random()) / (len(victims) + 1)
-            assert eventually(
-                lambda share=share: sum(len(one.answered) for one in agents) >= share * AGENTS * CALLS, 120
-            )  # type: ignore[misc]  # bound now
+            assert answers(agents, int(share * AGENTS * CALLS), 120)
             if victim == "gateway":
                 gateway.kill()
                 gateway.start()
@@ -122,8 +125,7 @@ def test_calls_answered_whole_are_recorded_once_whatever_is_killed(
                 postgres.process.kill()
                 postgres.process.wait()
                 # calls go on while it is away
-                before = sum(len(one.answered) for one in agents)
-                eventually(lambda before=before: sum(len(one.answered) for one in agents) >= before + 10, 30)  # type: ignore[misc]  # bound now
+                answers(agents, sum(len(one.answered) for one in agents) + 10, 30)
                 postgres.start()
         for agent in agents:
             agent.join(120)
@@ -133,7 +135,7 @@ def test_calls_answered_whole_are_recorded_once_whatever_is_killed(
             health = gateway.health()
             spool = health["spool"]
             assert isinstance(spool, dict)
-            return spool["bytes"] == 0
+            return bool(spool["bytes"] == 0)
 
         assert eventually(is_drained, 60), gateway.said()
         gateway.kill()
