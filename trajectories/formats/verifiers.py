@@ -5,10 +5,12 @@ A rollout has {example_id or id, prompt, completion, reward, task, info, answer,
 reward function is a column of its own and tool calls are JSON text. `trajectory` (newer) has the tokens of each turn.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from trajectories.errors import Invalid, Problem
 from trajectories.formats import files, lenient, turns
@@ -24,6 +26,7 @@ ALIASES = ("verifiers-results", "prime-rl")
 Row = Mapping[str, object]
 
 META = "metadata.json"
+CONFIGS = "configs"
 TELLING = ("example_id", "task", "generation_ms", "timing", "info", "stop_condition", "id")
 TAKEN = (
     "prompt",
@@ -44,7 +47,7 @@ DESCRIBED = 20_000  # characters; a longer prompt is not said again as the scena
 
 
 def recognises(value: object) -> bool:
-    return _is_row(value) or _is_trace(value)
+    return _is_row(value) or _is_trace(value) or _is_episode(value)
 
 
 def _is_row(value: object) -> bool:
@@ -61,12 +64,24 @@ def _is_trace(value: object) -> bool:
         isinstance(value, dict)
         and isinstance(value.get("nodes"), list)
         and isinstance(value.get("task"), dict)
-        and isinstance(value.get("agent"), dict)
+        and "data" in value["task"]
+        and ("rewards" in value or isinstance(value.get("agent"), dict))
         and all(isinstance(one, dict) and "message" in one for one in value["nodes"])
     )
 
 
+def _is_episode(value: object) -> bool:
+    """A line of traces.jsonl since 0.3: the traces of all agents that played."""
+    if not isinstance(value, dict) or "nodes" in value or not isinstance(value.get("traces"), list):
+        return False
+    return all(map(_is_trace, value["traces"])) and isinstance(value.get("task"), dict) and "errors" in value
+
+
 def lies_beside(path: Path) -> bool:
+    """What a run was told, beside its results or traces."""
+    told = next((one for one in path.parents if one.name == CONFIGS), None)
+    if told is not None and any(told.parent.glob("traces.jsonl*")):
+        return True
     return path.name == META and any(path.parent.glob("results.jsonl*"))
 
 
@@ -79,7 +94,11 @@ def opens(path: Path) -> bool:
 
 
 def read(value: object, *, source: str) -> Iterator[Incoming | Problem]:
-    yield _read(value, _Run.of_name(source))
+    run = _Run.of_name(source)
+    if _is_episode(value):
+        yield from _episode(lenient.mapping(value), run)
+    else:
+        yield _read(value, run)
 
 
 def read_file(path: Path) -> Iterator[Incoming | Problem]:
@@ -288,7 +307,34 @@ def _status(row: Row) -> str:
 # --- traces of version 1 -----------------------------------------------------------------------------------------
 
 
-def _trace(row: Row, run: _Run) -> Incoming:
+def _episode(row: Row, run: _Run) -> Iterator[Incoming | Problem]:
+    """The traces of all agents that played, which share the episode and, where one is told, its group."""
+    traces = lenient.objects(row.get("traces"))
+    if not traces:
+        yield Invalid(f"This episode broke off before any trace: {json.dumps(row.get('errors'))[:500]}")
+        return
+    group = lenient.mapping(row.get("group")).get("id")
+    told = lenient.rest(row, ("traces", "id", *(name for name in ("task",) if _repeats(row.get(name), traces))))
+    for one in traces:
+        try:
+            yield _trace(one, run, Episode(lenient.text(row.get("id")), lenient.text(group), told))
+        except Problem as problem:
+            yield problem
+
+
+def _repeats(task: object, traces: Sequence[Row]) -> bool:
+    return any(one.get("task") == task for one in traces)
+
+
+class Episode(NamedTuple):
+    """What the line around a trace tells of it."""
+
+    id: str | None = None
+    group: str | None = None
+    told: Row = {}
+
+
+def _trace(row: Row, run: _Run, episode: Episode = Episode()) -> Incoming:  # noqa: B008 (frozen)
     nodes = lenient.objects(row.get("nodes"))
     task, agent = lenient.mapping(row.get("task")), lenient.mapping(row.get("agent"))
     data = lenient.mapping(task.get("data"))
@@ -297,18 +343,26 @@ def _trace(row: Row, run: _Run) -> Incoming:
     calls = lenient.objects(row.get("calls"))
     of_node = {one["node"]: one for one in calls if isinstance(one.get("node"), int)}
     trainable = agent.get("trainable") is not False
-    default = lenient.text(lenient.mapping(agent.get("config")).get("model")) or run.model
+    config = lenient.mapping(agent.get("config")) or agent  # 0.2.1 has model, sampling and harness in `agent` itself
+    default = {
+        "model": lenient.text(config.get("model")) or run.model,
+        **sampling(lenient.mapping(config.get("sampling"))),
+        "trainable": None if trainable else False,
+    }
     rewards = lenient.mapping(row.get("rewards"))
-    scored = {name: lenient.mapping(one) for name, one in rewards.items() if isinstance(one, dict)}
+    scored = {
+        name: lenient.mapping(one) if isinstance(one, dict) else {"score": one}  # numbers before 0.3
+        for name, one in rewards.items()
+        if one is not None
+    }
     values = [
         score * (weight if (weight := lenient.number(one.get("weight"))) is not None else 1.0)
         for one in scored.values()
         if (score := lenient.number(one.get("score"))) is not None
     ]
     timing = lenient.mapping(row.get("timing"))
-    began, ended = lenient.span(
-        lenient.time(timing.get("start")), lenient.time(lenient.mapping(timing.get("agent")).get("end"))
-    )
+    played = lenient.mapping(timing.get("agent") or timing.get("generation"))
+    began, ended = lenient.span(lenient.time(timing.get("start")), lenient.time(played.get("end") or None))
     gold = {name: data[name] for name in ("answer",) if data.get(name) not in (None, "")}
     kept_data = {name: value for name, value in data.items() if name not in gold}
     rest = lenient.rest(row, TRACE_TAKEN)
@@ -317,12 +371,16 @@ def _trace(row: Row, run: _Run) -> Incoming:
         rest["calls"] = unplaced
     if rewards:
         rest["rewards"] = rewards
+    if episode.told:
+        rest["episode"] = episode.told
     name = lenient.text(agent.get("name"))
     return turns.incoming(
         {
             "trajectory_id": lenient.identifier(row.get("id") or f"{NAME}/{kind}/{lenient.digest(row)[:12]}"),
             "agent_id": lenient.identifier(name if name not in (None, "", "agent") else kind),
             "role": lenient.identifier(name) if name not in (None, "", "agent") else None,
+            "episode_id": lenient.identifier(episode.id) if episode.id else None,
+            "group_id": lenient.identifier(episode.group) if episode.group else None,
             "scenario": lenient.scenario(
                 lenient.identifier(NAME, kind, key), data.get("prompt"), {"private": gold} if gold else None
             ),
@@ -338,7 +396,7 @@ def _trace(row: Row, run: _Run) -> Incoming:
             "metadata": {"private": gold} if gold else None,
             "extra": rest,
         },
-        _branches(nodes, of_node, {"model": default, "trainable": None if trainable else False}),
+        _branches(nodes, of_node, default),
         name=NAME,
     )
 
@@ -349,7 +407,7 @@ def _trace_status(row: Row) -> str:
         return "truncated_tokens"
     if "max_turns" in stop:
         return "truncated_steps"
-    if "timeout" in stop:
+    if "timeout" in stop or row.get("is_timeout") is True:
         return "timeout"
     if stop == "error" or (lenient.listed(row.get("errors")) and row.get("ok") is not True):
         return "environment_error"
@@ -390,6 +448,16 @@ def _branches(nodes: Sequence[Row], calls: Mapping[object, Row], told: Mapping[s
     return made
 
 
+def _usage(value: object) -> dict[str, object]:
+    """Their `prompt_tokens` leave out what came from a cache."""
+    told = lenient.mapping(value)
+    found = usage(told)
+    prompt, cached = found.get("prompt_tokens"), lenient.count(told.get("cached_input_tokens"))
+    if isinstance(prompt, int) and cached:
+        found["prompt_tokens"] = prompt + cached
+    return found
+
+
 def _parent(node: Row, number: int) -> int | None:
     found = node.get("parent")
     return found if isinstance(found, int) and not isinstance(found, bool) and 0 <= found < number else None
@@ -402,7 +470,7 @@ def _of_node(node: Row, ids: list[int], before: Sequence[int], call: Row) -> dic
     logprobs = lenient.logprobs(node.get("logprobs"))
     fields: dict[str, object] = {
         **sampling(lenient.mapping(call.get("sampling"))),
-        **usage(call.get("usage")),
+        **_usage(call.get("usage") or node.get("usage")),
         "model": lenient.text(call.get("model")),
         "finish_reason": lenient.text(call.get("finish_reason") or node.get("finish_reason")),
     }

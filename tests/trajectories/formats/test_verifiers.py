@@ -265,6 +265,88 @@ def test_a_trace_that_failed_or_is_not_trained_says_so() -> None:
     assert {call.trainable for call in failed.calls()} == {False}
 
 
+def test_a_trace_of_0_2_0_has_bare_rewards_usage_at_its_nodes_and_no_agent() -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 2, "cached_input_tokens": 5}
+    sent = {
+        "id": "t1",
+        "task": {"type": "Sums", "data": {"idx": 1, "prompt": "1+1?"}},
+        "nodes": [
+            {"message": {"role": "user", "content": "1+1?"}, "sampled": False, "timestamp": 1.0},
+            {
+                "parent": 0,
+                "message": {"role": "assistant", "content": "2"},
+                "sampled": True,
+                "timestamp": 2.0,
+                "finish_reason": "stop",
+                "usage": usage,
+            },
+        ],
+        "rewards": {"exact": 1.0, "style": 0.25},
+        "metrics": {},
+        "timing": {"start": 1770000000.0, "generation": {"start": 1770000001.0, "end": 1770000009.0}},
+        "is_completed": True,
+        "errors": [],
+    }
+    payload = reading.one(sent)
+    (call,) = payload.calls()
+
+    assert (payload.reward, payload.reward_components) == (1.25, {"exact": 1.0, "style": 0.25})
+    assert (call.prompt_tokens, call.completion_tokens, call.finish_reason) == (15, 2, "stop")
+    assert payload.ended_at is not None
+    (found,) = reading.read(sent)
+    assert isinstance(found, Incoming)
+    assert reading.lost(sent, [found]) == []
+
+
+def test_a_trace_of_0_2_1_names_its_model_in_the_agent() -> None:
+    payload = reading.one(
+        trace(agent={"model": "qwen-3", "sampling": {"temperature": 0.7}}, calls=[], rewards={"exact": 0.5})
+    )
+    assert {(call.model, call.temperature) for call in payload.calls()} == {("qwen-3", 0.7)}
+    assert payload.reward == 0.5
+
+
+def episode(*traces: Item, **fields: object) -> Item:
+    return {
+        "id": "e1",
+        "env": {"id": "sums"},
+        "task": trace()["task"],
+        "group": {"id": "g7"},
+        "ok": True,
+        "errors": [],
+        "traces": list(traces),
+        **fields,
+    }
+
+
+def test_a_line_of_0_3_is_an_episode_with_the_traces_of_its_agents() -> None:
+    other = trace(id="4567", agent={"config": {}, "name": "judge", "trainable": False})
+    first, second = reading.read(episode(trace(), other))
+
+    assert isinstance(first, Incoming) and isinstance(second, Incoming)
+    assert [(one.payload.episode_id, one.payload.group_id, one.payload.role) for one in (first, second)] == [
+        ("e1", "g7", "solver"),
+        ("e1", "g7", "judge"),
+    ]
+    assert first.payload.extra["episode"] == {"env": {"id": "sums"}, "group": {"id": "g7"}, "ok": True}
+    assert reading.lost(episode(trace()), [first]) == []
+
+
+def test_an_episode_without_traces_says_what_broke() -> None:
+    (problem,) = reading.read(episode(errors=[{"type": "SandboxError", "message": "no box"}], ok=False))
+    assert isinstance(problem, Problem)
+    assert "no box" in problem.detail
+
+
+def test_the_configuration_beside_traces_is_no_recording(tmp_path: Path) -> None:
+    (tmp_path / "traces.jsonl").write_text(json.dumps(episode(trace())) + "\n")
+    for name in ("eval.json", "resolved/eval.json"):
+        path = tmp_path / "configs" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    assert [path.name for path in importing.found([tmp_path])] == ["traces.jsonl"]
+
+
 def test_nodes_that_point_nowhere_begin_a_conversation() -> None:
     nodes = [
         {"parent": parent, "message": {"role": "assistant", "content": "x"}, "sampled": True}
