@@ -637,11 +637,34 @@ def _settle_row(project: Project, row: Trajectory, item: Incoming, content_hash:
     header = row.segments.filter(seq=0).values_list("step_hashes", flat=True).first()
     if header and bytes(header)[:32] == content_hash:  # the POST that opened it, come again late
         return _told(row, "replay")
+    if _says_the_same(project, row, item):
+        return _told(row, "replay")
     raise Conflict(
         f"Trajectory {row.trajectory_id} is there with other content, received {row.received_at:%Y-%m-%dT%H:%M:%SZ}. "
         "The first one is kept. Send yours under another id.",
         pointer="/trajectory_id",
     )
+
+
+def _says_the_same(project: Project, row: Trajectory, item: Incoming) -> bool:
+    """What is stored, in another spelling: an export that is read back, the same run in another format."""
+    try:
+        stored = segments.load(row)
+        sent, _ = redaction.redact(item.payload, redaction.rules(project))
+    except (LookupError, OSError, Problem):
+        return False
+    named = sent.scenario_ref() or ""
+    gold = "private" in sent.metadata  # an export leaves it out
+    return named == (stored.scenario_ref() or "") and _bare(stored, gold=gold) == _bare(sent, gold=gold)
+
+
+def _bare(payload: TrajectoryPayload, *, gold: bool) -> bytes:
+    """Without the words of its scenario, which has a row of its own."""
+    fields = {name: getattr(payload, name) for name in TrajectoryPayload.__struct_fields__}
+    fields |= {"scenario": None, "scenario_id": None}
+    if not gold:
+        fields["metadata"] = scenarios.public(payload.metadata)
+    return payloads.canonical(TrajectoryPayload(**fields))
 
 
 # --- open trajectories -------------------------------------------------------------------------------------------
