@@ -51,8 +51,12 @@ def compress_many(raws: Sequence[bytes], number: int | None = None) -> list[byte
 
 
 def decompress(data: bytes, raw_size: int, number: int | None = None) -> bytes:
+    """Raises LookupError: the bytes are damaged, or their dictionary is not here."""
     made: dict[int | None, zstandard.ZstdDecompressor] = _local.__dict__.setdefault("decompressors", {})
     if number not in made:
         made[number] = zstandard.ZstdDecompressor(dict_data=dictionary(number) if number else None)
-    raw: bytes = made[number].decompress(data, max_output_size=raw_size)
+    try:
+        raw: bytes = made[number].decompress(data, max_output_size=raw_size)
+    except zstandard.ZstdError as exc:
+        raise LookupError(f"These {len(data)} bytes are damaged: {exc}.") from exc
     return raw
