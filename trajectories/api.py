@@ -217,7 +217,10 @@ def id_in(raw: bytes | None) -> str | None:
 
 
 class TrajectoryDetail(ProjectAPIView):
-    """One trajectory, whole: the native payload, and what the site knows of it under `recorded`."""
+    """One trajectory, whole: the native payload, and what the site knows of it under `recorded`.
+
+    Gold answers (`metadata.private`) are shown with ?private=1 alone.
+    """
 
     @extend_schema(operation_id="get_trajectory", responses={200: dict})
     def get(self, request: Request, trajectory_id: str) -> Response:
@@ -230,7 +233,8 @@ class TrajectoryDetail(ProjectAPIView):
             if Tombstone.objects.filter(project=self.project, trajectory_id=trajectory_id).exists():
                 raise Gone(f"Trajectory {trajectory_id} was erased.")
             raise Unknown("There is no such trajectory in this project.")
-        whole = export.native(row, segments.load(row))
+        private = request.query_params.get("private") == "1"
+        whole = export.native(segments.load(row), row.scenario, private=private)
         data: dict[str, object] = msgspec.to_builtins(whole)
         return Response({**data, "recorded": summary(row) | {"findings": row.findings}})
 
@@ -319,17 +323,48 @@ class Limits(ProjectAPIView):
 
 
 class Export(ProjectAPIView):
-    """The trajectories as lines, streamed; filtered as the list."""
+    """The trajectories in a format of training or of our own, streamed; filtered as the list.
 
-    @extend_schema(operation_id="export", parameters=[FORMAT], responses={200: str})
+    An export that was cut goes on with `cursor` (of the last line that came whole) or `after` (its trajectory_id).
+    With `limit` it comes in parts, each a whole file, and `X-Next-Cursor` names the next.
+    """
+
+    @extend_schema(
+        operation_id="export",
+        parameters=[
+            OpenApiParameter("format", str, description=f"native (default), or one of {', '.join(export.FORMATS)}"),
+            OpenApiParameter("cursor", str, description="go on after this place"),
+            OpenApiParameter("after", str, description="go on after the line of this trajectory_id"),
+            OpenApiParameter("limit", int, description="trajectories, or groups, of this part"),
+            OpenApiParameter("margin", float, description="trl-preference: least difference of rewards"),
+            OpenApiParameter("private", str, description="native: 1 for gold answers too"),
+            OpenApiParameter("unreadable", str, description="skip: leave out what cannot be read"),
+        ],
+        responses={200: str},
+    )
     def get(self, request: Request) -> HttpResponseBase:
-        name = request.query_params.get("format", "native")
-        if name not in export.FORMATS:
-            raise Invalid(f"There is no export format {name[:50]!r} yet. There are: {', '.join(export.FORMATS)}.")
-        rows = filtered(Trajectory.objects.filter(project=self.project), request.query_params)
-        after = cursor_of(request.query_params)
-        lines = export.lines(rows, after=after or 0)
-        return StreamingHttpResponse(lines, content_type="application/x-ndjson")
+        told = {name: request.query_params[name] for name in request.query_params if name not in export.ARGUMENTS}
+        rows = filtered(Trajectory.objects.filter(project=self.project), told)
+        asked = export.asked(Trajectory.objects.filter(project=self.project), request.query_params)
+        return export_response(rows, asked, self.project.slug)
+
+
+def export_response(rows: "QuerySet[Trajectory]", asked: export.Asked, stem: str) -> StreamingHttpResponse:
+    """The export as a file that streams. What cannot be read ends it early, so that nobody takes it for whole."""
+    span = export.span(rows, asked.name, asked.begin, asked.limit)
+    tally = export.Tally(skip_unreadable=asked.skip_unreadable)
+    answer = StreamingHttpResponse(
+        export.stream(rows, asked.name, span, asked.options, tally),
+        content_type=export.media_type(asked.name),
+        headers={
+            "Content-Disposition": f'attachment; filename="{stem}.{asked.name}.{export.suffix(asked.name)}"',
+            "X-Accel-Buffering": "no",
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+    if span.following is not None:
+        answer["X-Next-Cursor"] = export.cursor(span.following)
+    return answer
 
 
 # --- lists -------------------------------------------------------------------------------------------------------

@@ -144,4 +144,3 @@ def test_the_export_is_read_back_as_the_same_content(client: Client, project: Pr
     replayed = ingestion.record_many(project, [formats.incoming(line) for line in exported])
 
     assert [one.outcome for one in replayed if isinstance(one, ingestion.Recorded)] == ["replay"] * 3
-    assert client.get("/api/v1/export/?format=trl-sft", headers=headers).status_code == 400
