@@ -240,3 +240,22 @@ def test_the_recorded_runs_go_in_by_post_as_25_groups_11_of_them_with_spread(cli
     assert sum(one.reward_sum for one in groups) == 31
     stored = sum(len(bytes(row.data or b"")) for one in Trajectory.objects.all() for row in one.segments.all())
     assert stored / 100 < 4_000
+
+
+def test_files_that_only_sum_up_their_neighbours_are_passed_over_in_folders(tmp_path: Path) -> None:
+    told = {
+        "swe/preds.json": "swe/one/one.traj.json",
+        "agent/all_preds.jsonl": "agent/two.traj",
+        "logs/eval-set.json": "logs/deeper/a.eval",
+        "gym/rollouts_aggregate_metrics.json": "gym/rollouts.jsonl",
+        "gym/rollouts_agent_metrics.json": "gym/rollouts.jsonl",
+    }
+    for name in {*told, *told.values()}:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    alone = tmp_path / "alone" / "preds.json"
+    alone.parent.mkdir()
+    alone.write_text("{}")
+
+    assert set(importing.found([tmp_path])) == {tmp_path / name for name in told.values()} | {alone}

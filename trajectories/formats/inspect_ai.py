@@ -40,6 +40,7 @@ LIMITS: Mapping[str, str] = {
 STOPS: Mapping[str, str] = {"max_tokens": "truncated_tokens", "model_length": "truncated_tokens"}
 POOLS = ("message_pool", "call_pool", "events_data")
 PRIVATE = ("target", "metadata", "scores")  # of them no judge may see
+LISTINGS = ("logs.json", "listing.json", "eval-set.json")
 PLACED = ("id", "epoch", "messages", "events", "transcript", "attachments", *PRIVATE, *POOLS)
 ASKED = ("messages", "contents", "input", "inputs")  # where providers have the messages of a request
 
@@ -55,6 +56,11 @@ def recognises(value: object) -> bool:
 
 def opens(path: Path) -> bool:
     return is_archive(path)
+
+
+def lies_beside(path: Path) -> bool:
+    """Lists of a folder's logs, which its viewer reads."""
+    return path.name in LISTINGS and any(True for _ in path.parent.rglob("*.eval"))
 
 
 def read_file(path: Path) -> Iterator[Incoming | Problem]:

@@ -7,9 +7,10 @@ time. An answer that could not be parsed is not among the messages: it is in `ex
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 
 from trajectories import payloads
-from trajectories.errors import Invalid, Problem
+from trajectories.errors import Problem
 from trajectories.formats import conversations, lenient
 from trajectories.formats.conversations import Call
 from trajectories.formats.incoming import Incoming
@@ -56,6 +57,13 @@ def _is_bare(value: Sequence[object]) -> bool:
     return any(mark in text for mark in MARKS for text in told)
 
 
+def lies_beside(path: Path) -> bool:
+    """The patches of all runs of a folder, each of which its own run has too."""
+    if path.name not in ("preds.json", "all_preds.jsonl"):
+        return False
+    return any(True for pattern in ("*.traj*", "*/*.traj*") for _ in path.parent.glob(pattern))
+
+
 def read(value: object, *, source: str) -> Iterator[Incoming | Problem]:
     document = value if isinstance(value, dict) else {"messages": value}
     try:
@@ -69,8 +77,6 @@ def _incoming(document: dict[str, object], source: str) -> Incoming:
     config = lenient.mapping(info.get("config"))
     model = lenient.mapping(config.get("model"))
     sent = lenient.listed(document.get("messages"))
-    if not sent:
-        raise Invalid("This run of mini-swe-agent has no messages.", pointer="/messages")
     calls, said = _calls(sent, model)
     laid = conversations.lay(calls, said)
     task = _task(said)
@@ -227,13 +233,15 @@ def _task(said: Sequence[Message]) -> str:
 
 
 def _last_status(sent: Sequence[object]) -> str | None:
-    last = lenient.mapping(sent[-1])
+    last = lenient.mapping(sent[-1] if sent else None)
     return lenient.text(lenient.mapping(last.get("extra")).get("exit_status"))
 
 
 def _final_status(status: str | None, said: Sequence[Message]) -> str:
     if status:
         return STATUS.get(status, "environment_error")
+    if not said:
+        return "environment_error"
     return "completed" if said[-1]["role"] != "assistant" else "truncated_steps"
 
 

@@ -18,7 +18,7 @@ from trajectories.payloads import Message
 NAME = "nemo-gym"
 ALIASES = ("nemo-gym-rollouts",)
 
-BESIDE = ("_materialized_inputs", "_reward_profiling")
+BESIDE = ("_materialized_inputs", "_reward_profiling", "_aggregate_metrics", "_agent_metrics")
 TASK_KEYS = ("_ng_task_index", "task_idx", "task_id", "instance_id", "uuid", "problem_id", "id")
 GOLD = (
     "answer",

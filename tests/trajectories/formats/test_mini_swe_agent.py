@@ -3,8 +3,7 @@
 import pytest
 
 from tests.trajectories import recordings
-from tests.trajectories.formats import outcomes
-from trajectories.errors import Invalid
+from tests.trajectories.formats import outcomes, reading
 from trajectories.formats import mini_swe_agent
 from trajectories.transcripts import prompts
 
@@ -187,9 +186,12 @@ def test_two_runs_of_one_task_share_a_scenario() -> None:
     assert found[0].trajectory_id != found[1].trajectory_id
 
 
-def test_a_run_without_messages_is_refused() -> None:
-    (found,) = mini_swe_agent.read(run(), source="")
-    assert isinstance(found, Invalid)
+def test_a_run_that_never_began_is_a_trajectory_without_calls() -> None:
+    info = {"exit_status": "DockerError", "submission": "", "model_stats": {"instance_cost": 0.0, "api_calls": 0}}
+    payload = reading.one({"info": info, "messages": [], "trajectory_format": "mini-swe-agent-1", "instance_id": "a-1"})
+
+    assert list(payload.calls()) == []
+    assert (payload.final_status, payload.stop_reason, payload.reward) == ("environment_error", "DockerError", None)
 
 
 @pytest.mark.parametrize("value", [[], {}, [{"role": "user", "content": "hi"}] * 3, {"messages": []}, ["x", "y"]])
