@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 
+import msgspec
+
 from trajectories.errors import Invalid, Problem
 from trajectories.formats import lenient, responses, turns
 from trajectories.formats.incoming import Incoming
@@ -67,9 +69,16 @@ def _incoming(row: Mapping[str, object], source: str) -> Incoming:
     agent = lenient.text(lenient.mapping(row.get("agent_ref")).get("name")) or lenient.stem(source) or NAME
     shown = _instructions(params, response) + responses.messages(params.get("input"))
     conversations = _conversations(lenient.listed(response.get("output")), _told(row, params, response))
-    usage = _usage(lenient.mapping(response.get("usage")))
+    usage = _usage(lenient.mapping(response.get("usage"))) or _seen(row)
     n_calls = sum(isinstance(turn, turns.Answer) for one in conversations for turn in one)
-    if n_calls == 1:
+    captured = _captured(row)
+    if n_calls == len(captured) > 0:
+        each = iter(captured)
+        conversations = [
+            [_of_capture(turn, next(each)) if isinstance(turn, turns.Answer) else turn for turn in one]
+            for one in conversations
+        ]
+    elif n_calls == 1:
         conversations = [[_with_usage(turn, usage) for turn in one] for one in conversations]
     first = conversations[0] if conversations else []
     key = next((row[name] for name in TASK_KEYS if isinstance(row.get(name), int | str)), None)
@@ -182,6 +191,32 @@ def _with_usage(turn: Turn, usage: Mapping[str, object]) -> Turn:
     if not isinstance(turn, turns.Answer):
         return turn
     return turns.with_tokens(turn, usage.get("prompt_tokens"), usage.get("completion_tokens"))
+
+
+def _seen(row: Mapping[str, object]) -> dict[str, object]:
+    """The totals that the model server counted, for agents that tell none."""
+    seen = lenient.mapping(lenient.mapping(row.get("ng_model_call_capture")).get("metrics"))
+    found = {
+        "prompt_tokens": lenient.count(seen.get("tokens_in")),
+        "completion_tokens": lenient.count(seen.get("tokens_out")),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _captured(row: Mapping[str, object]) -> list[dict[str, object]]:
+    """What the model server saw of each call of the agent, in their order."""
+    calls = lenient.objects(lenient.mapping(row.get("ng_model_call_capture")).get("calls"))
+    if any(not isinstance(one.get("call_index"), int) for one in calls):
+        return calls
+    return sorted(calls, key=lambda one: lenient.whole(one["call_index"]) or 0)
+
+
+def _of_capture(turn: turns.Answer, seen: Mapping[str, object]) -> turns.Answer:
+    told = turns.with_tokens(turn, lenient.count(seen.get("tokens_in")), lenient.count(seen.get("tokens_out")))
+    latency = lenient.number(seen.get("latency_total_ms"))
+    if latency is None or latency < 0 or told.call.latency_ms is not None:
+        return told
+    return turns.Answer(call=msgspec.structs.replace(told.call, latency_ms=latency), step=told.step)
 
 
 def _description(shown: Sequence[Mapping[str, object]]) -> str | None:

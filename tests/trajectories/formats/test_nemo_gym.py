@@ -202,6 +202,34 @@ def test_a_run_that_broke_before_it_was_played_says_so() -> None:
     assert payload.extra["error"] == "boom"
 
 
+def seen(*calls: tuple[int, int, int]) -> Item:
+    """What the collector attaches when calls are captured at the model server: (index, tokens in, tokens out)."""
+    return {
+        "rollout_id": "3-0",
+        "metrics": {"tokens_in": sum(one[1] for one in calls), "tokens_out": sum(one[2] for one in calls)},
+        "calls": [
+            {"call_index": at, "tokens_in": sent, "tokens_out": came_back, "latency_total_ms": 10.0 * sent}
+            for at, sent, came_back in calls
+        ],
+    }
+
+
+def test_captured_calls_tell_the_tokens_and_time_of_each_answer() -> None:
+    payload = reading.one(
+        rollout(said("a"), asked("x"), came("x"), said("b"), ng_model_call_capture=seen((1, 30, 4), (0, 20, 3)))
+    )
+    assert [(call.prompt_tokens, call.completion_tokens, call.latency_ms) for call in payload.calls()] == [
+        (20, 3, 200.0),
+        (30, 4, 300.0),
+    ]
+
+
+def test_captured_calls_that_do_not_fit_the_answers_count_for_the_trajectory() -> None:
+    payload = reading.one(rollout(said("a"), ng_model_call_capture=seen((0, 20, 3), (1, 30, 4))))
+
+    assert (payload.metrics["prompt_tokens"], payload.metrics["completion_tokens"]) == (50, 7)
+
+
 def test_totals_of_zero_are_unknown() -> None:
     row = rollout(said("a"), response={"output": [said("a")], "usage": {"input_tokens": 0, "output_tokens": 0}})
     payload = reading.one(row)
