@@ -6,17 +6,22 @@ Lines are read as they come and big JSON lists item by item, so that memory does
 import json
 import logging
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO
 
 import msgspec
+from django.db import InterfaceError, OperationalError, connection
 
 from trajectories import formats, ingestion, limits, payloads
-from trajectories.errors import Conflict, Invalid, Problem
+from trajectories.errors import Conflict, Full, Invalid, Problem
 from trajectories.formats import files, lenient, messages
 from trajectories.formats.incoming import Incoming
-from trajectories.models import Project
+from trajectories.models import Project, Trajectory
 
 LFS = b"version https://git-lfs"
 PACKED = (".gz", ".zst", ".zstd")
@@ -47,11 +52,16 @@ class Report(msgspec.Struct):
     """The last line of `import_trajectories --json`."""
 
     files: int = 0
-    trajectories: int = 0  # new ones
+    trajectories: int = 0  # new ones, and what follows is of these
     replayed: int = 0
     failed: int = 0
-    llm_calls: int = 0  # of new ones
+    llm_calls: int = 0
     tool_calls: int = 0
+    rewards: int = 0  # known ones
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    formats: dict[str, int] = {}
+    dry_run: bool = False
     errors: list[Failure] = []
 
 
@@ -82,7 +92,11 @@ def load(
     name: str | None = None,
     progress: Callable[[Report], None] = lambda report: None,
 ) -> None:
-    """Import one file into the project; what happened goes into the report."""
+    """Import one file into the project; what happened goes into the report. A dry run writes nothing.
+
+    Raises:
+        Full, DatabaseError: nothing can be written now. What was reported until then is there.
+    """
     report.files += 1
     waiting: list[tuple[Place, Incoming]] = []
     size = 0
@@ -96,9 +110,11 @@ def load(
             waiting.append((place, _again(item, seen) if item.made_id else item))
             size += len(item.canonical)
             if len(waiting) >= TOGETHER or size > limits.ITEM_BYTES:
-                _record(project, path, waiting, report)
+                together, waiting, size = waiting, [], 0
+                _record(project, path, together, report)
                 progress(report)
-                waiting, size = [], 0
+    except Full:
+        raise
     except (*files.BROKEN, Problem) as exc:
         _fail(report, path, None, str(exc) or type(exc).__name__)
     _record(project, path, waiting, report)
@@ -113,22 +129,50 @@ def _again(item: Incoming, seen: dict[str, int]) -> Incoming:
 
 
 def _record(project: Project, path: Path, waiting: list[tuple[Place, Incoming]], report: Report) -> None:
-    outcomes = _recorded(project, [incoming for _, incoming in waiting])
+    together = [incoming for _, incoming in waiting]
+    outcomes = _foreseen(project, together) if report.dry_run else _recorded(project, together)
     for (place, incoming), one in zip(waiting, outcomes, strict=True):
         if isinstance(one, Problem):
             _fail(report, path, incoming.payload.trajectory_id or place, one.detail)
-        elif one.outcome == "replay":
+        elif one == "replay":
             report.replayed += 1
         else:
-            report.trajectories += 1
-            for step in incoming.payload.steps:
-                report.llm_calls += len(step.llm_calls)
-                report.tool_calls += sum(len(messages.tool_calls(call)) for call in step.llm_calls)
-                if not step.llm_calls and step.action is not None:  # the agent's program called tools by itself
-                    report.tool_calls += len(step.action.calls)
+            _count(report, incoming)
 
 
-def _recorded(project: Project, items: list[Incoming]) -> list[ingestion.Recorded | Problem]:
+def _count(report: Report, incoming: Incoming) -> None:
+    payload = incoming.payload
+    report.trajectories += 1
+    report.formats[incoming.source_format] = report.formats.get(incoming.source_format, 0) + 1
+    report.rewards += payload.reward is not None
+    calls = list(payload.calls())
+    report.prompt_tokens += _tokens([call.prompt_tokens for call in calls], payload.metrics.get("prompt_tokens"))
+    report.completion_tokens += _tokens(
+        [call.completion_tokens for call in calls], payload.metrics.get("completion_tokens")
+    )
+    for step in payload.steps:
+        report.llm_calls += len(step.llm_calls)
+        report.tool_calls += sum(len(messages.tool_calls(call)) for call in step.llm_calls)
+        if not step.llm_calls and step.action is not None:  # the agent's program called tools by itself
+            report.tool_calls += len(step.action.calls)
+
+
+def _tokens(of_calls: list[int | None], total: object) -> int:
+    """What the calls tell; where none does, the total of the trajectory."""
+    known = [count for count in of_calls if count is not None]
+    return sum(known) if known else lenient.count(total) or 0
+
+
+def _foreseen(project: Project, items: list[Incoming]) -> list[str | Problem]:
+    """What a dry run can say without writing: which ids are there already."""
+    ids = [item.payload.trajectory_id for item in items]
+    there = set(
+        Trajectory.objects.filter(project=project, trajectory_id__in=ids).values_list("trajectory_id", flat=True)
+    )
+    return ["replay" if one in there else "new" for one in ids]
+
+
+def _recorded(project: Project, items: list[Incoming]) -> list[str | Problem]:
     """The outcome of each. Other content under an id that was made of a file's name gets an id of its own."""
     outcomes = _each(project, items)
     again = [at for at, one in enumerate(outcomes) if isinstance(one, Conflict) and items[at].made_id]
@@ -136,7 +180,7 @@ def _recorded(project: Project, items: list[Incoming]) -> list[ingestion.Recorde
         renamed = [items[at].under(_with_content(items[at])) for at in again]
         for at, one in zip(again, _each(project, renamed), strict=True):
             outcomes[at] = one
-    return outcomes
+    return [one if isinstance(one, Problem) else one.outcome for one in outcomes]
 
 
 def _with_content(item: Incoming) -> str:
@@ -147,20 +191,44 @@ def _each(project: Project, items: list[Incoming]) -> list[ingestion.Recorded | 
     """What the database or an encoder refuses of one costs its neighbours nothing."""
     try:
         return ingestion.record_many(project, items)
+    except Full:
+        raise
     except Problem as problem:
         if len(items) == 1:
             return [problem]
     except Exception as exc:
+        if _is_away():
+            raise
         if len(items) == 1:
             logger.exception("%s could not be recorded", items[0].payload.trajectory_id)
             return [Invalid(f"This could not be recorded ({type(exc).__name__}): {exc}"[:500])]
     return [one for item in items for one in _each(project, [item])]
 
 
+def _is_away() -> bool:
+    """Whether the database answers nothing, which is no item's fault."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except (OperationalError, InterfaceError):
+        return True
+    return False
+
+
 def _fail(report: Report, path: Path, place: Place, detail: str) -> None:
     report.failed += 1
     if len(report.errors) < ERRORS_KEPT:
         report.errors.append(Failure(str(path), place, detail[:1000]))
+
+
+@contextmanager
+def piped(stream: IO[bytes]) -> Iterator[Path]:
+    """What comes by a pipe as a file for the time being: formats are recognised by looking at it several times."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "stdin"
+        with path.open("wb") as file:
+            shutil.copyfileobj(stream, file, files.CHUNK)
+        yield path
 
 
 def items(path: Path, name: str | None = None) -> Iterator[Item]:

@@ -4,12 +4,15 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 from django.core.management.base import BaseCommand, CommandError, CommandParser, OutputWrapper
+from django.db import InterfaceError, OperationalError
 
 from trajectories import formats, importing, indexing
-from trajectories.errors import Invalid
+from trajectories.errors import Full, Invalid
 from trajectories.models import Project
 
+STDIN = Path("-")
 EVERY = 5.0  # seconds between two lines of progress; a terminal's line is rewritten more often
 EVERY_ON_TERMINAL = 0.2
 
@@ -18,11 +21,12 @@ class Command(BaseCommand):
     help = __doc__ or ""
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files, or folders of them")
+        parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files, folders of them, - for stdin")
         parser.add_argument("--project", default="default", metavar="SLUG")
         parser.add_argument(
             "--format", default=None, metavar="FORMAT", help=f"recognised unless given: {', '.join(formats.NAMES)}"
         )
+        parser.add_argument("--dry-run", action="store_true", help="read and count everything, write nothing")
         parser.add_argument("--json", action="store_true", help="end with one line of JSON")
 
     def handle(self, *args: object, **options: object) -> None:
@@ -35,36 +39,65 @@ class Command(BaseCommand):
             wanted = formats.check_name(str(name)) if name else None
         except Invalid as problem:
             raise CommandError(problem.detail) from None
-        report = importing.Report()
+        report = importing.Report(dry_run=bool(options["dry_run"]))
         progress = Progress(self.stderr)
-        for path in importing.found(paths):
-            before = (report.trajectories, report.replayed, report.failed)
-            if path.exists():
-                progress.path = path
+        why = None
+        try:
+            for path in importing.found(paths):
+                self.one(project, path, report, wanted, progress)
+        except KeyboardInterrupt:
+            why = "Interrupted"
+        except (Full, OperationalError, InterfaceError) as exc:
+            why = f"Stopped: {exc}".strip()
+        if not report.dry_run and why is None:
+            indexing.drain(project)
+        self.tell(report, json=bool(options["json"]))
+        if why is not None:
+            raise CommandError(f"{why}. What was reported is there. Run the same again to go on: nothing is doubled.")
+        if report.failed:
+            sys.exit(1)
+
+    def one(
+        self, project: Project, path: Path, report: importing.Report, wanted: str | None, progress: "Progress"
+    ) -> None:
+        before = (report.trajectories, report.replayed, report.failed, dict(report.formats))
+        progress.path = path
+        try:
+            if path == STDIN:
+                with importing.piped(sys.stdin.buffer) as piped:
+                    importing.load(project, piped, report, wanted, progress)
+                    report.errors = [
+                        msgspec.structs.replace(error, file="-") if error.file == str(piped) else error
+                        for error in report.errors
+                    ]
+            elif path.exists():
                 importing.load(project, path, report, wanted, progress)
             else:
                 report.files += 1
                 report.failed += 1
                 report.errors.append(importing.Failure(str(path), None, "There is no such file."))
-            new, replayed, failed = (
-                now - was
-                for now, was in zip((report.trajectories, report.replayed, report.failed), before, strict=True)
-            )
+        finally:
             progress.clear()
-            self.stderr.write(f"{path}: {new} new, {replayed} there already, {failed} failed")
-        indexing.drain(project)
-        if options["json"]:
-            self.stdout.write(importing.last_line(report))
-        else:
-            for one in report.errors:
-                place = "" if one.item is None else f" item {one.item}"
-                self.stderr.write(f"{one.file}{place}: {one.detail}")
-            self.stdout.write(
-                f"{report.trajectories} new trajectories with {report.llm_calls} LLM calls and {report.tool_calls} "
-                f"tool calls, {report.replayed} there already, {report.failed} failed, of {report.files} files"
+            read = ", ".join(name for name, count in report.formats.items() if count != before[3].get(name, 0))
+            told = f" ({read})" if read else ""
+            self.stderr.write(
+                f"{path}: {report.trajectories - before[0]} new, {report.replayed - before[1]} there already, "
+                f"{report.failed - before[2]} failed{told}"
             )
-        if report.failed:
-            sys.exit(1)
+
+    def tell(self, report: importing.Report, *, json: bool) -> None:
+        if json:
+            self.stdout.write(importing.last_line(report))
+            return
+        for one in report.errors:
+            place = "" if one.item is None else f" item {one.item}"
+            self.stderr.write(f"{one.file}{place}: {one.detail}")
+        self.stdout.write(
+            f"{report.trajectories} {'trajectories to import' if report.dry_run else 'new trajectories'} with "
+            f"{report.llm_calls} LLM calls, {report.tool_calls} tool calls, {report.rewards} rewards, "
+            f"{report.prompt_tokens} + {report.completion_tokens} tokens; {report.replayed} there already, "
+            f"{report.failed} failed, of {report.files} files"
+        )
 
 
 class Progress:
