@@ -409,9 +409,11 @@ def _parts(value: object) -> list[object]:
         return lenient.listed(value["batch"])
     made: list[object] = []
     for inner in value.values():
-        if formats.recognised(inner) is not None:
+        if isinstance(inner, dict) and formats.recognised(inner) is not None:
             made.append(inner)
-        elif isinstance(inner, list) and any(formats.recognised(one) is not None for one in inner[:20]):
+        elif isinstance(inner, list) and any(
+            isinstance(one, dict) and formats.recognised(one) is not None for one in inner[:20]
+        ):
             made.extend(inner)
     return made
 

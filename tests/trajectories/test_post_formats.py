@@ -56,7 +56,11 @@ DOCUMENTS: dict[str, Body | list[Body]] = {
         ],
     },
     "reflexion": {"question": "?", "trial": 1, "outcome": "correct", "steps": [{"thought": "t", "action": "!"}]},
-    "llm-calls": {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
+    "openai-chat": {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
+    "llm-calls": {
+        "request": {"messages": [{"role": "user", "content": "?"}]},
+        "response": {"choices": [{"message": {"role": "assistant", "content": "!"}}]},
+    },
     "native": recordings.native("n"),
     "messages": recordings.chat("c"),
 }

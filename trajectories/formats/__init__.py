@@ -33,6 +33,7 @@ from trajectories.formats import (
     mini_swe_agent,
     native,
     nemo_gym,
+    openai_chat,
     reflexion,
     swe_agent,
     tau2_bench,
@@ -103,6 +104,7 @@ MODULES: tuple[Reads | Gathers | OpensFiles, ...] = (
     langsmith,
     native,
     messages,
+    openai_chat,
     llm_calls,
 )
 NAMES = tuple(module.NAME for module in MODULES)

@@ -1,5 +1,5 @@
 """Single model calls: {request, response} pairs of OpenAI's chat completions, its Responses API or Gemini, as proxies
-and test cassettes write them, a trajectory each; and OpenAI fine-tuning rows {"messages": […]} without ids."""
+and test cassettes write them, a trajectory each."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -10,21 +10,11 @@ from trajectories.formats.turns import Answer, Turn
 from trajectories.payloads import Message
 
 NAME = "llm-calls"
-ALIASES = ("openai-ft", "openai-chat", "chat-completions")
 
 Pair = Mapping[str, object]
 
-ROW_KEYS = frozenset(
-    ("messages", "tools", "functions", "parallel_tool_calls", "metadata", "weight", "reward", "id", "function_call")
-)
-ROW_TAKEN = ("messages", "tools", "functions", "reward")
-
 
 def recognises(value: object) -> bool:
-    return _is_pair(value) or _is_row(value)
-
-
-def _is_pair(value: object) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("request"), dict):
         return False
     request, response = value["request"], lenient.mapping(value.get("response"))
@@ -32,52 +22,11 @@ def _is_pair(value: object) -> bool:
     return asked and any(name in response for name in ("choices", "output", "candidates", "error"))
 
 
-def _is_row(value: object) -> bool:
-    if not isinstance(value, dict) or not isinstance(value.get("messages"), list) or not value["messages"]:
-        return False
-    known = {
-        "messages",
-        "tools",
-        "functions",
-        "parallel_tool_calls",
-        "metadata",
-        "weight",
-        "reward",
-        "id",
-        "function_call",
-    }
-    said = value["messages"]
-    return set(value) <= known and all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in said)
-
-
 def read(value: object, *, source: str) -> Iterator[Incoming | Problem]:
-    row = lenient.mapping(value)
     try:
-        yield _pair(row, source) if _is_pair(row) else _row(row, source)
+        yield _pair(lenient.mapping(value), source)
     except Problem as problem:
         yield problem
-
-
-def _row(row: Pair, source: str) -> Incoming:
-    """A fine-tuning row: every assistant message is an answer, one with weight 0 is context."""
-    said: list[Turn] = [
-        completions.answer(one) if one.get("role") == "assistant" else turns.shown(one)
-        for one in lenient.objects(row.get("messages"))
-    ]
-    stem = lenient.stem(source) or NAME
-    reward = lenient.number(row.get("reward"))
-    return turns.incoming(
-        {
-            "trajectory_id": lenient.identifier(stem, row.get("id"), lenient.digest(row)[:16]),
-            "agent_id": lenient.identifier(stem),
-            "tools": completions.tools(row.get("tools"), row.get("functions")),
-            "reward": reward,
-            "extra": lenient.rest(row, ROW_TAKEN if reward is not None else ROW_TAKEN[:-1]),
-        },
-        [said],
-        name=NAME,
-        made_id=True,
-    )
 
 
 def _pair(pair: Pair, source: str) -> Incoming:

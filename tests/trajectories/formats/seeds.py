@@ -12,6 +12,7 @@ from tests.trajectories.formats import (
     test_langsmith,
     test_mini_swe_agent,
     test_nemo_gym,
+    test_openai_chat,
     test_swe_agent,
     test_tau_bench,
     test_verifiers,
@@ -60,8 +61,8 @@ SEEDS: dict[str, tuple[object, ...]] = {
                 "usage": {"prompt_tokens": 3},
             },
         },
-        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]},
     ),
+    "openai-chat": (test_openai_chat.row(), test_openai_chat.old_row(), test_openai_chat.SAID),
     "inspect": (
         test_inspect.log(
             test_inspect.sample(), test_inspect.sample(id="s2", epoch=2, limit={"type": "time", "limit": 3})
