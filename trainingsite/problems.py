@@ -110,7 +110,7 @@ def away(exc: OperationalError | InterfaceError) -> Problem | None:
     if state == DISK_FULL:
         return pressure.disk_was_full()
     return Away(
-        "The database is away or overloaded. Nothing of this request is kept; send the same again later.",
+        "The database is away or overloaded. Send the same again later: what of it is there already is not kept twice.",
         retry_after=DATABASE_RETRY,
     )
 

@@ -40,6 +40,7 @@ from trajectories.views import ProjectAPIView
 
 NUDGE_EVERY = 0.5  # seconds between two messages of one project from one process; the sweep sees the rest
 URL = "/api/v1/trajectories/"
+ANSWERED = 2  # times as many items as a bulk request takes are answered one by one; a line of {} is short
 
 _nudged: dict[int, float] = {}
 
@@ -102,8 +103,10 @@ class TrajectoryBulk(ProjectAPIView):
     def post(self, request: Request) -> Response:
         name = wire_format(request)
         outcome = _Bulk(self.project)
-        for raw in _items(request, name):
-            outcome.take(raw, name)
+        for raw in _until_broken(_items(request, name)):
+            if not outcome.take(raw, name):
+                body.drain(request)
+                break
         outcome.finish()
         if outcome.changed:
             wake(self.project)
@@ -121,20 +124,21 @@ class _Bulk:
         self.changed = False
         self.number = 0
 
-    def take(self, raw: bytes | None, name: str) -> None:
+    def take(self, raw: bytes | Problem | None, name: str) -> bool:
+        """False: enough of it. Raises Problem: there is no first item."""
         index = self.number
         self.number += 1
+        if isinstance(raw, Problem):  # the body broke off: what came before is kept, and answered
+            if index == 0:
+                raise raw
+            self.refuse(index, None, raw)
+            return False
         if self.number > limits.BULK_ITEMS:
-            self.refuse(
-                index,
-                None,
-                TooLarge(
-                    f"A bulk request takes {limits.BULK_ITEMS} items; this is one more. Send the rest in another.",
-                    limit=limits.BULK_ITEMS,
-                    size=self.number,
-                ),
-            )
-            return
+            enough = self.number > ANSWERED * limits.BULK_ITEMS
+            said = f"A bulk request takes {limits.BULK_ITEMS} items; this is one more. Send the rest in another."
+            said += " No item after it is looked at." if enough else ""
+            self.refuse(index, None, TooLarge(said, limit=limits.BULK_ITEMS, size=self.number))
+            return not enough
         try:
             if raw is None or len(raw) > limits.ITEM_BYTES:
                 size = "more" if raw is None else f"{len(raw)} bytes, more"
@@ -147,9 +151,10 @@ class _Bulk:
             incoming = formats.incoming(raw, name)
         except Problem as problem:
             self.refuse(index, id_in(raw), problem)
-            return
+            return True
         self.taken.append((index, incoming.envelope.trajectory_id))
         self.stream.take(incoming)
+        return True
 
     def finish(self) -> None:
         for (index, trajectory_id), one in zip(self.taken, self.stream.finish(), strict=True):
@@ -197,6 +202,14 @@ def _items(request: Request, name: str) -> Iterator[bytes | None]:
         yield from whole  # NDJSON under another content type
         return
     yield from (bytes(item) for item in batch)
+
+
+def _until_broken(items: Iterator[bytes | None]) -> Iterator[bytes | Problem | None]:
+    """The items, and last what is wrong with the body, if it cannot be read to its end."""
+    try:
+        yield from items
+    except Problem as problem:
+        yield problem
 
 
 class _Id(msgspec.Struct):

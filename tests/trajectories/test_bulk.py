@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import secrets
 
 import pytest
 import zstandard
@@ -161,3 +162,32 @@ def test_a_body_that_is_neither_is_a_400(client: Client, headers: dict[str, str]
     for raw in (b"", b"[]", b'{"batch": 3}', b"hello"):
         response = client.post(URL, raw, content_type="application/json", headers=headers)
         assert (response.status_code, response.headers["Content-Type"]) == (400, "application/problem+json"), raw
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_what_came_before_a_body_broke_off_is_kept_and_answered(
+    client: Client, headers: dict[str, str], encoding: str
+) -> None:
+    noise = [f"{number}-{secrets.token_hex(20_000)}" for number in range(60)]  # it cannot be packed
+    raw = lines(*(recordings.native(f"a{number}", metadata={"noise": noise[number]}) for number in range(60)))
+    packed = gzip.compress(raw) if encoding == "gzip" else zstandard.ZstdCompressor().compress(raw)
+
+    answer = send(client, {**headers, "Content-Encoding": encoding}, packed[: len(packed) // 2])
+
+    kept = [one["trajectory_id"] for one in answer["successes"]]
+    assert kept == [f"a{number}" for number in range(len(kept))]
+    assert 10 < len(kept) < 50
+    assert [(one["index"], one["status"], one["code"]) for one in answer["errors"]] == [(len(kept), 400, "invalid")]
+    assert set(Trajectory.objects.values_list("trajectory_id", flat=True)) == set(kept)
+
+
+def test_items_far_above_what_a_request_takes_are_refused_together(
+    client: Client, headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "BULK_ITEMS", 5)
+
+    answer = send(client, headers, lines(*(recordings.native(f"a{number}") for number in range(500))))
+
+    assert [one["index"] for one in answer["successes"]] == list(range(5))
+    assert [(one["index"], one["status"]) for one in answer["errors"]] == [(index, 413) for index in range(5, 11)]
+    assert "No item after it" in str(answer["errors"][-1]["detail"])

@@ -89,7 +89,7 @@ def batch(site: Site, n: int) -> Answer:
 
 def ndjson(site: Site, n: int) -> Answer:
     line = json.dumps(recordings.native()).encode()
-    return site.send(URL + "bulk/", line + b"\n" * (n - len(line)), kind="application/x-ndjson")
+    return first_error(site.send(URL + "bulk/", line + b"\n" * (n - len(line)), kind="application/x-ndjson"))
 
 
 def small_body(site: Site, n: int) -> Answer:
@@ -98,10 +98,14 @@ def small_body(site: Site, n: int) -> Answer:
 
 def bulk_items(site: Site, n: int) -> Answer:
     lines = [json.dumps({"trajectory_id": f"b{n}-{at}", "agent_id": "a", "steps": []}) for at in range(n)]
-    status, answer = site.send(URL + "bulk/", "\n".join(lines).encode(), kind="application/x-ndjson")
-    errors = answer["errors"]
+    return first_error(site.send(URL + "bulk/", "\n".join(lines).encode(), kind="application/x-ndjson"))
+
+
+def first_error(answer: Answer) -> Answer:
+    """Of a bulk request: what its first refused item is told."""
+    errors = answer[1]["errors"]
     assert isinstance(errors, list)
-    return (int(errors[0]["status"]), errors[0]) if errors else (status, answer)
+    return (int(errors[0]["status"]), errors[0]) if errors else answer
 
 
 def steps(site: Site, n: int) -> Answer:
