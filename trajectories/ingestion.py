@@ -907,6 +907,68 @@ def _extend(project: Project, pk: int, item: Incoming, content_hash: bytes) -> R
     return _told(row, "sealed")
 
 
+def revise(project: Project, item: Incoming) -> Recorded:
+    """Make an open trajectory anew of all that is known of it by now; it is sealed unless it still runs.
+
+    For what is put together of pieces that come in any order: a span that comes late may belong between two steps.
+
+    Raises:
+        Unknown, Gone: no such trajectory. Conflict: it was sealed with other content.
+    """
+    key = bytes(project.hash_key)
+    rules = redaction.rules(project)
+    trajectory_id = item.envelope.trajectory_id
+    _store_large_parts(project, trajectory_id, item.payload, rules)
+    content_hash, twin_hash = item.hashes(key)
+    with transaction.atomic():
+        row = _locked(project, trajectory_id)
+        if row.state == State.SEALED:
+            if bytes(row.content_hash) == content_hash:
+                return _told(row, "replay")
+            raise Conflict(f"Trajectory {trajectory_id} was sealed with other content.")
+        if item.envelope.final_status == "running":
+            _rewrite(row, _Context(project, [item.envelope]).prepare(item))
+            return _told(row, "extended")
+        payload, counts = redaction.redact(item.payload, rules)
+        row.agent_id = agents(project, {payload.agent_id})[payload.agent_id]
+        _seal(
+            project,
+            row,
+            payload,
+            content_hash,
+            twin_hash,
+            marks=content_hash,
+            step_hashes=[step_hash(step, key) for step in item.payload.steps],
+            redactions=counts,
+            source_format=item.source_format,
+            derived_actions=item.derived_actions,
+            said=item.findings,
+        )
+        RedactionCount.objects.filter(trajectory=row).delete()
+        _add_redactions(row, counts)
+    return _told(row, "sealed")
+
+
+REWARDED = {"reward", "reward_components", "reward_source"}  # columns that a PATCH may have set while it ran
+FIRM = {"project_id", "agent_id", "trajectory_id", "is_superseded", "is_excluded"}  # whatever else is known of it
+
+
+def _rewrite(row: Trajectory, prepared: Prepared) -> None:
+    """Inside a transaction that holds the row: other content for one that stays open."""
+    kept = FIRM - {"agent_id"} | (REWARDED if row.reward_source not in ("", rewards.RECORDED) else set())
+    for name in Row.__struct_fields__:
+        if name not in kept:
+            setattr(row, name, getattr(prepared.row, name))
+    row.content_hash = bytes.fromhex(prepared.row.content_hash.removeprefix("\\x"))
+    row.twin_hash = bytes.fromhex(prepared.row.twin_hash.removeprefix("\\x"))
+    row.last_step_at = timezone.now()
+    row.segments.all().delete()
+    _add_pieces(row, prepared.pieces, prepared.step_hashes)
+    row.save()
+    RedactionCount.objects.filter(trajectory=row).delete()
+    _add_redactions(row, Counter(prepared.redactions))
+
+
 def _seal(
     project: Project,
     row: Trajectory,
@@ -919,6 +981,7 @@ def _seal(
     redactions: Mapping[str, int],
     source_format: str = "native",
     derived_actions: bool = False,
+    said: Sequence[str] = (),
 ) -> None:
     """Inside a transaction that holds the row: compact its segments, fill its columns, queue it for its group."""
     context = _Context(project, [payload])
@@ -937,6 +1000,7 @@ def _seal(
         project, payload, size=len(canonical), trajectory_id=row.trajectory_id, content_hash=content_hash
     )
     packed = segments.pack(payload, behaviour.calls, key=context.key, derived_actions=derived_actions, held=held)
+    columns.findings.extend({"check": "source", "ok": False, "detail": _column_text(one, 1000)} for one in said)
     pks = shared_texts(project, {text.text_hash: text for text in packed.texts})
     columns.shared_texts = [pks[text.text_hash] for text in packed.texts]
     row.segments.all().delete()
@@ -944,9 +1008,7 @@ def _seal(
     kept_hashes = marks.ljust(64, b"\0") + b"".join(step_hashes)
     _add_pieces(row, packed.pieces, [kept_hashes, *(b"" for _ in packed.pieces[1:])])
     was = row.state
-    kept = {"project_id", "agent_id", "trajectory_id", "content_hash", "twin_hash", "is_superseded", "is_excluded"}
-    if late is not None:
-        kept |= {"reward", "reward_components", "reward_source"}
+    kept = FIRM | {"content_hash", "twin_hash"} | (REWARDED if late is not None else set())
     for name in Row.__struct_fields__:
         if name not in kept:
             setattr(row, name, getattr(columns, name))

@@ -185,6 +185,17 @@ def text(value: str, with_rules: Rules) -> str:
     return work.text(value)
 
 
+def value(found: object, with_rules: Rules, *, keep: Sequence[str] = ()) -> tuple[object, Counter[str]]:
+    """The same for JSON that is no payload yet, such as a span; the texts under the names in `keep` stay.
+
+    Raises:
+        Failed: a rule took too long, and the project takes nothing then.
+    """
+    work = _Work(with_rules)
+    walked = work.apply(msgspec.json.decode(msgspec.json.encode(found)), dict.fromkeys(keep))
+    return walked, work.counts
+
+
 def scenario(
     description: str | None, metadata: Mapping[str, object] | None, with_rules: Rules
 ) -> tuple[str | None, dict[str, object] | None]:
