@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from django.contrib import admin, messages
-from django.core.exceptions import ValidationError
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.db.models import QuerySet
 from django.forms import ModelForm
-from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
@@ -21,6 +23,7 @@ from trajectories import (
     auth,
     blobs,
     census,
+    export,
     history,
     indexing,
     people,
@@ -31,6 +34,7 @@ from trajectories import (
     segments,
     transcripts,
 )
+from trajectories.api import export_response
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
 from trajectories.models import (
@@ -52,7 +56,7 @@ from trajectories.models import (
     Trajectory,
 )
 from trajectories.payloads import LlmCallPayload, Message, StepPayload
-from trajectories.project_admin import Ask, ProjectAdmin, Verb
+from trajectories.project_admin import COUNT_UP_TO, Ask, ProjectAdmin, Verb
 
 LONG = 1_500  # characters; a longer text is folded
 STEPS_A_PAGE = 40
@@ -461,11 +465,39 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(self.blob_view)
         live = self.admin_site.admin_view(self.live_view)
+        out = self.admin_site.admin_view(self.export_view)
         return [
+            path("export/", out, name="trajectories_trajectory_export"),
             path("<path:object_id>/blob/<int:blob>/", view, name="trajectories_trajectory_blob"),
             path("<path:object_id>/live/", live, name="trajectories_trajectory_live"),
             *super().get_urls(),
         ]
+
+    def export_view(self, request: HttpRequest) -> HttpResponseBase:
+        """What the list shows under these filters, all its pages, as a file: which format is asked first."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        try:
+            rows = self.get_changelist_instance(request).get_queryset(request).select_related(None).order_by()
+        except IncorrectLookupParameters:
+            return HttpResponseRedirect(reverse("admin:trajectories_trajectory_changelist"))
+        if request.method == "POST":
+            told = {name: str(request.POST.get(name, "")) for name in ("format", "margin", "unreadable")}
+            try:
+                return export_response(rows, export.asked(rows, told), "trajectories")
+            except Problem as problem:
+                self.message_user(request, str(problem), messages.ERROR)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "Export trajectories",
+            "opts": self.opts,
+            "count": rows[: COUNT_UP_TO + 1].count(),
+            "most": COUNT_UP_TO,
+            "formats": export.FORMATS.items(),
+            "chosen": request.POST.get("format", "native"),
+            "margin": request.POST.get("margin", "0"),
+        }
+        return TemplateResponse(request, "admin/trajectories/trajectory/export.html", context)
 
     def blob_view(self, request: HttpRequest, object_id: str, blob: int) -> HttpResponse:
         """A large part of a trajectory as a file, for those who may see the trajectory."""

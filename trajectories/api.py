@@ -331,7 +331,7 @@ class Limits(ProjectAPIView):
 
     @extend_schema(operation_id="get_limits", responses={200: dict})
     def get(self, request: Request) -> Response:
-        taken = {"in": formats.POSTED, "out": export.FORMATS}
+        taken = {"in": formats.POSTED, "out": list(export.FORMATS)}
         return Response({**limits.published(), "formats": taken, "requests_per_minute": pressure.rate_of(self.key)})
 
 

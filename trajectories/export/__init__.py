@@ -24,7 +24,15 @@ __all__ = (
     "native", "place_of", "public", "span", "stream", "suffix",
 )  # fmt: skip
 
-FORMATS = ("native", "art-jsonl", "art-parquet", "trl-sft", "trl-preference", "openai-ft", "hf-parquet")
+FORMATS = {
+    "native": "a trajectory a line, as another site takes it",
+    "art-jsonl": "a group a line, with tokens, for OpenPipe ART",
+    "art-parquet": "a trajectory a row, for OpenPipe ART",
+    "trl-sft": "conversations for TRL's SFTTrainer",
+    "trl-preference": "best and worst of each group, for TRL's DPOTrainer",
+    "openai-ft": "conversations for OpenAI's fine-tuning",
+    "hf-parquet": "a trajectory a row with tokens, for datasets, pandas, polars, DuckDB",
+}
 PARQUET = ("art-parquet", "hf-parquet")
 BY_GROUP = ("art-jsonl", "art-parquet", "trl-preference")
 ARGUMENTS = ("after", "margin", "private", "unreadable")  # beside those of the list
