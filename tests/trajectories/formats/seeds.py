@@ -3,6 +3,7 @@
 import itertools
 
 from tests.trajectories import recordings
+from tests.trajectories import test_otlp as traced
 from tests.trajectories.formats import (
     test_art,
     test_atif,
@@ -13,6 +14,7 @@ from tests.trajectories.formats import (
     test_mini_swe_agent,
     test_nemo_gym,
     test_openai_chat,
+    test_otlp,
     test_swe_agent,
     test_tau_bench,
     test_verifiers,
@@ -94,6 +96,7 @@ SEEDS: dict[str, tuple[object, ...]] = {
             scores=[{"id": "s", "traceId": "t1", "name": "reward", "value": 1, "dataType": "NUMERIC"}],
         ),
     ),
+    "otlp": (traced.export(*traced.run()), test_otlp.JAEGER, test_otlp.flat(1, None, "llm", **test_otlp.CALL)),
     "langsmith": (
         {
             "post": test_langsmith.POSTS,
