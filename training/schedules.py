@@ -18,6 +18,7 @@ class Schedule:
 DEFAULTS = (
     Schedule("Index recordings", "trajectories.tasks.index_waiting", 5, "Groups, counters and calls of what came in."),
     Schedule("Close groups", "trajectories.tasks.close_groups", 60, "Idle groups, open trajectories, waiting rewards."),
+    Schedule("Assemble spans", "trajectories.tasks.assemble_spans", 2, "Trajectories of what came over OTLP."),
     Schedule("Sweep blobs", "trajectories.tasks.sweep_blobs", 1800, "Large parts that no trajectory holds any more."),
     Schedule("Judge groups", "training.tasks.judge_groups", 20, "Ask the judges about closed groups."),
     Schedule("Snapshot readiness", "training.tasks.snapshot_readiness", 300, "Keep what the checks say."),

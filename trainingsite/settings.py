@@ -249,6 +249,14 @@ MODEL_SERVER_TIMEOUT_SECONDS = env.number("MODEL_SERVER_TIMEOUT_SECONDS", 60.0, 
 # Of the log-probabilities that it gives: "processed" (vLLM: --logprobs-mode processed_logprobs), "raw", or "": unknown.
 MODEL_SERVER_LOGPROBS_MODE = env.text("MODEL_SERVER_LOGPROBS_MODE", "processed")
 
+# OTLP. Spans of a trace are put together once it is quiet; its trajectory is sealed when nothing more came for a while.
+OTEL_QUIET_SECONDS = env.number("OTEL_QUIET_SECONDS", 2.0, at_least=0.0)
+OTEL_IDLE_SECONDS = env.number("OTEL_IDLE_SECONDS", 30.0, at_least=0.0)
+OTEL_SEAL_SECONDS = env.number("OTEL_SEAL_SECONDS", 60.0, at_least=0.0)
+OTEL_CONVERSATION_SECONDS = env.number("OTEL_CONVERSATION_SECONDS", 1800.0, at_least=0.0)
+OTEL_KEEP_DAYS = env.number("OTEL_KEEP_DAYS", 7.0, at_least=0.0)
+OTEL_QUARANTINE_DAYS = env.number("OTEL_QUARANTINE_DAYS", 30.0, at_least=0.0)
+
 # The gateway. Versions and their base are asked at the model server; other names at GATEWAY_UPSTREAM_URL, where given.
 GATEWAY_URL = env.text("GATEWAY_URL", _up.get("GATEWAY_URL", ""))  # where the site finds it; empty: there is none
 GATEWAY_UPSTREAM_URL = env.text("GATEWAY_UPSTREAM_URL")

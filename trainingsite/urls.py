@@ -8,6 +8,7 @@ from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView
 
 from trainingsite import health, problems
+from trajectories import otel_api
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
@@ -18,6 +19,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/v1/", include("trajectories.urls")),
     path("api/v1/", include("training.urls")),
+    path("otel/v1/traces/", otel_api.Traces.as_view(), name="otel-traces"),
+    path("otel/v1/logs/", otel_api.Logs.as_view(), name="otel-logs"),
 ]
 
 

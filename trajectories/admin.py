@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import msgspec
 from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import PermissionDenied, ValidationError
@@ -26,6 +27,7 @@ from trajectories import (
     export,
     history,
     indexing,
+    otlp,
     people,
     pressure,
     quality,
@@ -50,6 +52,7 @@ from trajectories.models import (
     Role,
     Scenario,
     SharedText,
+    SpanState,
     State,
     StateChange,
     Tombstone,
@@ -804,31 +807,61 @@ class BlobAdmin(ProjectAdmin[Blob]):
         return self.fields
 
 
+def _retry_span(row: OtelRecord, by: Actor, form: QueryDict) -> str:
+    otlp.retry(row, by, form.get("reason", ""))
+    return "It waits for its trajectory again, with what else of its trace was in quarantine for the same reason."
+
+
+def _discard_span(row: OtelRecord, by: Actor, form: QueryDict) -> str:
+    otlp.discard(row, by, form.get("reason", ""))
+    return "Its content is gone."
+
+
+def _is_quarantined(row: OtelRecord) -> bool:
+    return row.state == SpanState.QUARANTINED
+
+
+SHOWN_OF_SPAN = 64 * 1024  # characters
+
+
+@dataclass(frozen=True)
+class SpanPage:
+    """What the template of a span reads."""
+
+    trajectory: Trajectory | None  # that it went into
+    content: str
+    left: int  # characters that are not shown
+
+
+def _content_of(row: OtelRecord) -> str:
+    try:
+        return json.dumps(msgspec.to_builtins(otlp.value_of(row)), ensure_ascii=False, indent=2)
+    except LookupError as exc:
+        return str(exc)
+
+
 @admin.register(OtelRecord)
 class OtelRecordAdmin(ProjectAdmin[OtelRecord]):
     """What came over OTLP: waiting for its trajectory, sealed into one, or in quarantine with the reason."""
 
     list_display = ("id", "kind", "name", "trace_id", "state", "reason", "trajectory_ref", "project", "received_at")
     list_filter = (MyProjectsFilter, "state", "kind")
+    verbs = (
+        Verb("retry", "Try again", Role.RESEARCHER, _retry_span, when=_is_quarantined, needs_reason=False),
+        Verb(
+            "discard",
+            "Discard",
+            Role.RESEARCHER,
+            _discard_span,
+            when=_is_quarantined,
+            warning="Its content is deleted for good. Its id stays known for a while, so that it does not come again.",
+        ),
+    )
     list_select_related = ("project",)
     search_fields = ("trace_id__startswith", "trajectory_ref__startswith")
     payload_columns = ("data", "content_hash")
-    fields = (
-        "project",
-        "kind",
-        "name",
-        "trace_id",
-        "key",
-        "parent_id",
-        "conversation",
-        "state",
-        "state_since",
-        "reason",
-        "trajectory_ref",
-        "redactions",
-        "raw_size",
-        "received_at",
-    )
 
-    def get_readonly_fields(self, request: HttpRequest, obj: OtelRecord | None = None) -> tuple[str, ...]:
-        return self.fields
+    def page(self, request: HttpRequest, row: OtelRecord) -> "SpanPage":
+        told = _content_of(row) if row.data is not None else ""
+        ref = Trajectory.objects.filter(project=row.project_id, trajectory_id=row.trajectory_ref or "\n").only("pk")
+        return SpanPage(ref.first(), told[:SHOWN_OF_SPAN], max(0, len(told) - SHOWN_OF_SPAN))

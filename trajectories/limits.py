@@ -19,6 +19,7 @@ OPEN_BYTES = 256 * MiB  # of all steps of an open trajectory together, as JSON: 
 PART_BYTES = 256 * 1024  # a larger text or value inside a trajectory lies in blob storage
 BATCH_JSON_BYTES = 64 * MiB  # of {"batch": […]}, which must be held whole; NDJSON is read line by line
 NDJSON_BYTES = 4096 * MiB  # of a whole NDJSON body, unpacked
+OTLP_BYTES = 32 * MiB  # of an export of spans or log records, unpacked
 SMALL_BODY_BYTES = 1 * MiB  # of rewards, scenarios, ends
 BULK_ITEMS = 10_000
 STEPS = 20_000
@@ -78,6 +79,9 @@ def listed() -> list[Limit]:
         ),
         Limit(name="batch_json_bytes", value=BATCH_JSON_BYTES, unit="bytes", what='a {"batch": […]} body, unpacked'),
         Limit(name="ndjson_bytes", value=NDJSON_BYTES, unit="bytes", what="a whole NDJSON body, unpacked"),
+        Limit(
+            name="otlp_bytes", value=OTLP_BYTES, unit="bytes", what="an OTLP export of spans or log records, unpacked"
+        ),
         Limit(
             name="small_body_bytes",
             value=SMALL_BODY_BYTES,

@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from trajectories import blobs, indexing, ingestion, rewards
+from trajectories import blobs, indexing, ingestion, otlp, rewards
 from trajectories.models import IndexingWork, Project
 
 
@@ -28,6 +28,14 @@ def close_groups() -> None:
         indexing.close_idle(project)
     ingestion.time_out()
     rewards.expire_waiting()
+
+
+@shared_task(acks_late=True)
+def assemble_spans() -> None:
+    """Trajectories of what came over OTLP and is quiet by now; old spans go."""
+    done = otlp.sweep()
+    if done.sealed:
+        index_waiting()
 
 
 @shared_task(acks_late=True)

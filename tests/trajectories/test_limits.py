@@ -72,6 +72,19 @@ def item(site: Site, n: int) -> Answer:
     return site.send(URL, sized(n))
 
 
+def otlp(site: Site, n: int) -> Answer:
+    status, answer = site.send("/otel/v1/traces", padded({"resourceSpans": []}, n))
+    if status < 400:
+        return status, answer
+    assert f"has {n} bytes; {n - 1} are allowed" in str(answer["message"])
+    return status, {
+        "detail": answer["message"],
+        "limit": n - 1,
+        "size": n,
+        "pointer": "",
+    }  # google.rpc.Status has no more
+
+
 def steps_together(site: Site, n: int) -> Answer:
     site.send(URL, recordings.native(f"open-{n}", steps=[], final_status="running", ended_at=None))
     pieces = [f"k{at}" for at in range(10)]  # each below what would lie elsewhere
@@ -241,6 +254,7 @@ CASES = {
     "trajectory_bytes": Case(item, ("ITEM_BYTES", 2**20)),
     "open_trajectory_bytes": Case(steps_together, ("OPEN_BYTES", 2**20)),
     "batch_json_bytes": Case(batch, ("BATCH_JSON_BYTES", 2**20)),
+    "otlp_bytes": Case(otlp, ("OTLP_BYTES", 2**20)),
     "ndjson_bytes": Case(ndjson, ("NDJSON_BYTES", 2**20)),
     "small_body_bytes": Case(small_body),
     "bulk_items": Case(bulk_items, ("BULK_ITEMS", 20)),

@@ -1,0 +1,522 @@
+"""How spans become trajectories: kept first, put together behind the write.
+
+A request's spans and log records are committed as they came (`keep`); that is what is acknowledged. The sweep
+(`assemble`) looks at traces that are quiet and makes trajectories of them:
+
+    waiting → open → placed          open: in a trajectory to which more may still come
+    waiting → quarantined            nothing of its trace is of a model; ids or times are no such; came too late
+    quarantined → waiting | discarded    by a person
+
+A trace is quiet when nothing came for `OTEL_QUIET_SECONDS` and it is complete, or for `OTEL_IDLE_SECONDS`. Its
+trajectory is open then, and made anew from all its spans when more come, until nothing came for
+`OTEL_SEAL_SECONDS` (of a conversation `OTEL_CONVERSATION_SECONDS`). Everything here may run twice or be killed.
+"""
+
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+from django.conf import settings
+from django.db import connection, transaction
+from django.db.models import Count, Max, Q
+from django.utils import timezone
+
+from trajectories import codec, history, ingestion, payloads, pressure, redaction
+from trajectories.errors import Conflict, Problem, Refused
+from trajectories.formats import genai, lenient, traces
+from trajectories.formats.incoming import Incoming
+from trajectories.formats.spans import Event, Found, Span, span_id_is_good, trace_id_is_good
+from trajectories.history import Actor
+from trajectories.models import ID_LENGTH, OtelRecord, Project, SpanState, Trajectory
+
+logger = logging.getLogger(__name__)
+
+NAME = "otlp"
+SPAN, LOG = "span", "log"
+LIVE = (SpanState.WAITING, SpanState.OPEN)
+TRACES_A_SWEEP = 2_000  # looked at in one go, the longest waiting first
+LOCK = 0x6F746C70  # "otlp", beside the project's number
+CONTINUATIONS = 1_000
+
+
+class Kept(msgspec.Struct, kw_only=True):
+    """What became of a request's spans or log records."""
+
+    new: int = 0
+    again: int = 0  # they were there already
+    quarantined: int = 0
+    rejected: int = 0
+    said: list[str] = []
+
+    @property
+    def message(self) -> str:
+        return " ".join(self.said[:5])
+
+
+# --- keeping ---------------------------------------------------------------------------------------------------------
+
+
+def keep(project: Project, found: Found) -> Kept:
+    """Commit what came; 2xx may be said when this has returned.
+
+    Raises:
+        Full: the disk is. Refused: a redaction rule cannot be applied.
+    """
+    pressure.check_room()
+    rules = redaction.rules(project)
+    kept = Kept(rejected=len(found.bad), said=[f"{one}." for one in found.bad[:5]])
+    rows: dict[tuple[str, str, str], OtelRecord] = {}
+    entries: list[Span | Event] = [*found.spans, *found.logs]
+    for one in entries:
+        row = _row(project, one, rules)
+        place = (row.trace_id, row.kind, row.key)
+        there = rows.get(place)
+        if there is not None and there.content_hash != row.content_hash:
+            _is_another(row)
+            place = (row.trace_id, row.kind, row.key)
+        elif there is not None:
+            kept.again += 1
+            continue
+        rows[place] = row
+    if rows:
+        # Two requests that bring the same spans take their locks in one order.
+        _write([rows[place] for place in sorted(rows)], kept)
+    return kept
+
+
+def _write(rows: Sequence[OtelRecord], kept: Kept) -> None:
+    with transaction.atomic():
+        OtelRecord.objects.bulk_create(rows, ignore_conflicts=True, batch_size=500)
+        there: dict[tuple[str, str, str], bytes] = {}
+        trace_ids = {row.trace_id for row in rows}
+        keys = {row.key for row in rows}
+        found = OtelRecord.objects.filter(project=rows[0].project, trace_id__in=trace_ids, key__in=keys)
+        for trace_id, kind, key, content_hash in found.values_list("trace_id", "kind", "key", "content_hash"):
+            there[trace_id, kind, key] = bytes(content_hash)
+        others = [row for row in rows if there[row.trace_id, row.kind, row.key] != bytes(row.content_hash)]
+        for row in others:
+            _is_another(row)
+        OtelRecord.objects.bulk_create(others, ignore_conflicts=True, batch_size=500)
+    bad = [row for row in rows if row.state == SpanState.QUARANTINED]
+    kept.quarantined += len(bad)
+    kept.new += len(rows)
+    reasons = Counter(row.reason for row in bad)
+    kept.said += [f"{count} in quarantine: {reason}" for reason, count in reasons.most_common(5)]
+
+
+def _is_another(row: OtelRecord) -> None:
+    """A span whose id is taken by other content."""
+    row.key = f"{row.key[:64]}~{bytes(row.content_hash).hex()[:16]}"
+    row.state, row.reason = (
+        SpanState.QUARANTINED,
+        "A span with this id came before with other content; that one counts.",
+    )
+
+
+def _row(project: Project, one: Span | Event, rules: redaction.Rules) -> OtelRecord:
+    taken: Counter[str] = Counter()
+    if rules:
+        one, taken = _redacted(one, rules)
+    is_span = isinstance(one, Span)
+    raw = payloads.canonical(one)
+    content_hash = hashlib.blake2b(raw, key=bytes(project.hash_key), digest_size=32).digest()
+    reason = _what_is_wrong(one)
+    return OtelRecord(
+        project=project,
+        kind=SPAN if is_span else LOG,
+        trace_id=_column(one.trace_id, 64),
+        key=_column(one.span_id, 64) if isinstance(one, Span) and one.span_id else content_hash.hex(),
+        parent_id=_column(one.parent_id, 64) if isinstance(one, Span) else _column(one.span_id, 64),
+        conversation=lenient.identifier(named) if (named := genai.conversation(one.attributes)) else "",
+        name=_column(one.name, ID_LENGTH),
+        content_hash=content_hash,
+        raw_size=len(raw),
+        data=codec.compress(raw),
+        redactions=dict(taken),
+        state=SpanState.QUARANTINED if reason else SpanState.WAITING,
+        reason=reason,
+    )
+
+
+def _redacted(one: Span | Event, rules: redaction.Rules) -> tuple[Span | Event, Counter[str]]:
+    """Without what the project's patterns match: nothing of it reaches the inbox. Ids stay."""
+    found, counts = redaction.value(msgspec.to_builtins(one), rules, keep=("trace_id", "span_id", "parent_id"))
+    return msgspec.convert(found, type(one)), counts
+
+
+def _what_is_wrong(one: Span | Event) -> str:
+    """Why it can never be placed; "" when it may be."""
+    what = "span" if isinstance(one, Span) else "log record"
+    if not one.trace_id:
+        return f"The {what} has no trace id."
+    if not trace_id_is_good(one.trace_id):
+        return f"The {what}'s trace id is not 32 hexadecimal digits."
+    if isinstance(one, Event):
+        return (
+            "The log record's span id is not 16 hexadecimal digits."
+            if one.span_id and not span_id_is_good(one.span_id)
+            else ""
+        )
+    if not one.span_id:
+        return "The span has no id."
+    if not span_id_is_good(one.span_id):
+        return "The span's id is not 16 hexadecimal digits."
+    if one.parent_id and not span_id_is_good(one.parent_id):
+        return "The id of the span's parent is not 16 hexadecimal digits."
+    if one.start is None:
+        return "The span has no time at which it began."
+    return ""
+
+
+def _column(text: str, limit: int) -> str:
+    return text.replace("\x00", "\ufffd")[:limit]
+
+
+def value_of(row: OtelRecord) -> Span | Event:
+    """The span or log record, as it was kept. Raises LookupError: it is damaged."""
+    assert row.data is not None, "what is placed has given up its data"
+    raw = codec.decompress(bytes(row.data), row.raw_size)
+    return msgspec.json.decode(raw, type=Span) if row.kind == SPAN else msgspec.json.decode(raw, type=Event)
+
+
+# --- putting together ------------------------------------------------------------------------------------------------
+
+
+class Assembled(msgspec.Struct):
+    """What one sweep did."""
+
+    recorded: int = 0  # trajectories made or made anew
+    sealed: int = 0
+    quarantined: int = 0
+
+
+def sweep(now: datetime | None = None) -> Assembled:
+    """All projects that have something to do."""
+    done = Assembled()
+    waiting = OtelRecord.objects.filter(state__in=LIVE).order_by().values_list("project", flat=True).distinct()
+    for project in Project.objects.filter(pk__in=waiting):
+        found = assemble(project, now)
+        done = Assembled(
+            done.recorded + found.recorded, done.sealed + found.sealed, done.quarantined + found.quarantined
+        )
+    forget_old(now)
+    return done
+
+
+def assemble(project: Project, now: datetime | None = None) -> Assembled:
+    """Make trajectories of the project's traces that are quiet. Safe to run twice, and at once."""
+    now = now or timezone.now()
+    done = Assembled()
+    for trace_ids, due in _due(project, now):
+        try:
+            with transaction.atomic():
+                if not _locked(project, trace_ids):
+                    continue
+                _assemble(project, trace_ids, now, done, seal=due)
+        except Problem as problem:
+            if problem.status >= 500 or isinstance(problem, Refused):
+                logger.warning("project %s: spans wait: %s", project.slug, problem.detail)
+                return done
+            _quarantine_all(project, trace_ids, problem.detail, done)
+        except Exception:
+            logger.exception("project %s: traces %s could not be put together", project.slug, trace_ids[:3])
+            _quarantine_all(project, trace_ids, "A fault of ours; it is in the log. Try again after an update.", done)
+    return done
+
+
+def _locked(project: Project, trace_ids: Sequence[str]) -> bool:
+    """One sweep at a time has a project's traces. The lock ends with the transaction, whatever ends that."""
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_try_advisory_xact_lock(%s, %s)", [LOCK, project.pk % 2**31])
+        return bool(cursor.fetchone()[0])
+
+
+class _Trace(msgspec.Struct):
+    trace_id: str
+    last: datetime
+    waiting: int
+    conversations: set[str]
+
+
+def _due(project: Project, now: datetime) -> Iterator[tuple[list[str], bool]]:
+    """Traces that belong together and have something to do; with whether their trajectories are to be sealed."""
+    rows = (
+        OtelRecord.objects.filter(project=project, state__in=LIVE)
+        .order_by()
+        .values("trace_id")
+        .annotate(last=Max("received_at"), waiting=Count("pk", filter=Q(state=SpanState.WAITING)))
+        .order_by("last")[:TRACES_A_SWEEP]
+    )
+    found = {row["trace_id"]: _Trace(row["trace_id"], row["last"], row["waiting"], set()) for row in rows}
+    named = (
+        OtelRecord.objects.filter(project=project, state__in=LIVE, trace_id__in=list(found))
+        .exclude(conversation="")
+        .order_by()
+        .values_list("trace_id", "conversation")
+        .distinct()
+    )
+    for trace_id, conversation in named:
+        found[trace_id].conversations.add(conversation)
+    quiet, idle = timedelta(seconds=settings.OTEL_QUIET_SECONDS), timedelta(seconds=settings.OTEL_IDLE_SECONDS)
+    for members in _together(found.values()):
+        ready = [
+            one
+            for one in members
+            if not one.waiting
+            or now - one.last >= idle
+            or (now - one.last >= quiet and _is_complete(project, one.trace_id))
+        ]
+        wait = (
+            settings.OTEL_CONVERSATION_SECONDS
+            if any(one.conversations for one in members)
+            else settings.OTEL_SEAL_SECONDS
+        )
+        due = len(ready) == len(members) and now - max(one.last for one in members) >= timedelta(seconds=wait)
+        if due or any(one.waiting for one in ready):
+            yield sorted(one.trace_id for one in ready), due
+
+
+def _together(found: Iterable[_Trace]) -> list[list[_Trace]]:
+    """Traces that share a conversation, directly or by another trace."""
+    home: dict[str, list[_Trace]] = {}
+    made: list[list[_Trace]] = []
+    for one in found:
+        mine = [one]
+        for conversation in one.conversations:
+            there = home.get(conversation)
+            if there is not None and there is not mine:
+                made.remove(there)
+                mine = [*there, *mine]
+                for member in there:
+                    for name in member.conversations:
+                        home[name] = mine
+        for member in mine:
+            for name in member.conversations:
+                home[name] = mine
+        made.append(mine)
+    return made
+
+
+# A span that was alone when its trace was looked at belongs to what comes later.
+_USABLE = Q(state__in=LIVE) | Q(state=SpanState.QUARANTINED, reason=traces.NO_CALL)
+_COUNTS = _USABLE | Q(state=SpanState.PLACED)
+
+
+def _is_complete(project: Project, trace_id: str) -> bool:
+    rows = OtelRecord.objects.filter(_COUNTS, project=project, trace_id=trace_id, kind=SPAN)
+    known = [Span(span_id=key, parent_id=parent) for key, parent in rows.values_list("key", "parent_id")]
+    return traces.is_complete(known)
+
+
+def _assemble(project: Project, trace_ids: Sequence[str], now: datetime, done: Assembled, *, seal: bool) -> None:
+    """Inside a transaction that holds the project's lock: trajectories and their spans' states change together."""
+    rows = list(OtelRecord.objects.filter(_USABLE, project=project, trace_id__in=trace_ids).order_by("pk"))
+    live = [row for row in rows if row.state in LIVE]
+    if not live or not (seal or any(row.state == SpanState.WAITING for row in live)):
+        return
+    by_span: dict[tuple[str, str], list[OtelRecord]] = defaultdict(list)
+    spans: list[Span] = []
+    logs: list[Event] = []
+    log_rows: list[tuple[Event, OtelRecord]] = []
+    for row in rows:
+        one = value_of(row)
+        if isinstance(one, Span):
+            spans.append(one)
+            by_span[one.trace_id, one.span_id].append(row)
+        else:
+            logs.append(one)
+            log_rows.append((one, row))
+    for group in traces.groups(spans, logs):
+        mine = [row for span in group.spans for row in by_span.pop((span.trace_id, span.span_id), [])]
+        inside = {id(log) for log in group.logs}
+        mine += [row for log, row in log_rows if id(log) in inside]
+        _place(project, group, mine, now, done, seal=seal)
+
+
+def _place(
+    project: Project, group: traces.Group, rows: Sequence[OtelRecord], now: datetime, done: Assembled, *, seal: bool
+) -> None:
+    """One group's trajectory: made, made anew while it is open, sealed; or the reason why it is none."""
+    open_in = next((row.trajectory_ref for row in rows if row.state == SpanState.OPEN and row.trajectory_ref), "")
+    new = [row for row in rows if row.state == SpanState.WAITING]
+    if not open_in and (late := _late(project, group, new)):
+        _is_late(group, new, late, done)
+        return
+    if not traces.has_call(group):
+        _quarantine(new, traces.NO_CALL, done)
+        return
+    taken: Counter[str] = Counter()
+    for row in rows:
+        taken.update({name: int(count) for name, count in row.redactions.items()})
+    said = [f"the rule {name!r} took out {count} texts as the spans came" for name, count in sorted(taken.items())]
+    try:
+        with transaction.atomic():
+            ref = _record(project, group, open_in, said, running=not seal)
+    except Problem as problem:
+        if problem.status >= 500 or isinstance(problem, Refused):
+            raise
+        _quarantine(new, problem.detail, done)
+        return
+    done.recorded += 1
+    done.sealed += seal
+    OtelRecord.objects.filter(pk__in=[row.pk for row in rows]).update(
+        state=SpanState.PLACED if seal else SpanState.OPEN,
+        state_since=now,
+        trajectory_ref=ref,
+        reason="",
+        **({"data": None} if seal else {}),
+    )
+
+
+def _record(project: Project, group: traces.Group, open_in: str, said: Sequence[str], *, running: bool) -> str:
+    """The id of the trajectory that has the group now. Raises Conflict, Gone, Invalid, TooLarge, Refused."""
+    name = traces.trajectory_id(group)
+    if open_in:
+        incoming = traces.trajectory(
+            group, name=NAME, trajectory_id=open_in, running=running, findings=said, envelope=_continues(name, open_in)
+        )
+        ingestion.revise(project, incoming)
+        return open_in
+    for number in range(1, CONTINUATIONS):
+        ref = name if number == 1 else lenient.identifier(f"{name}~{number}")
+        incoming = traces.trajectory(
+            group, name=NAME, trajectory_id=ref, running=running, findings=said, envelope=_continues(name, ref)
+        )
+        if not Trajectory.objects.filter(project=project, trajectory_id=ref).exists():
+            ingestion.record(project, incoming)
+            return ref
+        if _is_there(project, incoming):
+            return ref
+    raise Conflict(f"The conversation {name} has {CONTINUATIONS} parts already.")
+
+
+def _continues(name: str, ref: str) -> Mapping[str, object]:
+    """A conversation that goes on after its trajectory was sealed: a trajectory of the same episode."""
+    return {} if ref == name else {"episode_id": name, "parent_trajectory_id": name}
+
+
+def _is_there(project: Project, incoming: Incoming) -> bool:
+    """Whether the same was recorded before, by a file or by a sweep whose spans are forgotten."""
+    content_hash = incoming.hashes(bytes(project.hash_key))[0]
+    row = Trajectory.objects.filter(project=project, trajectory_id=incoming.envelope.trajectory_id).first()
+    return row is not None and bytes(row.content_hash) == content_hash
+
+
+def _late(project: Project, group: traces.Group, new: Sequence[OtelRecord]) -> str:
+    """The sealed trajectory that has other spans of these traces already; "" where there is none."""
+    placed = OtelRecord.objects.filter(
+        project=project, trace_id__in=[one for one in group.trace_ids if one], state=SpanState.PLACED
+    ).exclude(trajectory_ref="")
+    return placed.values_list("trajectory_ref", flat=True).first() or ""
+
+
+def _is_late(group: traces.Group, new: Sequence[OtelRecord], ref: str, done: Assembled) -> None:
+    """Spans of a trajectory that is sealed. Those that say nothing of a model or a tool change nothing."""
+    telling = any(genai.kind_of(span) in ("call", "tool") or genai.has_content(span.attributes) for span in group.spans)
+    if telling or group.logs:
+        _quarantine(new, f"It came after its trajectory {ref} was sealed, which is never changed.", done, ref=ref)
+        _tell(new, ref)
+        return
+    OtelRecord.objects.filter(pk__in=[row.pk for row in new]).update(
+        state=SpanState.PLACED, state_since=timezone.now(), trajectory_ref=ref, data=None
+    )
+
+
+def _tell(rows: Sequence[OtelRecord], ref: str) -> None:
+    """A finding on the trajectory's page."""
+    row = Trajectory.objects.select_for_update().filter(project=rows[0].project_id, trajectory_id=ref).first()
+    if row is None:
+        return
+    findings = [one for one in row.findings if one.get("check") != "late_spans"]
+    count = OtelRecord.objects.filter(
+        project=rows[0].project_id, trajectory_ref=ref, state=SpanState.QUARANTINED
+    ).count()
+    detail = f"{count} spans or log records came after it was sealed; they are in quarantine"
+    row.findings = [*findings, {"check": "late_spans", "ok": False, "detail": detail}]
+    row.save(update_fields=["findings"])
+
+
+def _quarantine(rows: Sequence[OtelRecord], reason: str, done: Assembled, *, ref: str = "") -> None:
+    done.quarantined += OtelRecord.objects.filter(pk__in=[row.pk for row in rows], state=SpanState.WAITING).update(
+        state=SpanState.QUARANTINED, state_since=timezone.now(), reason=_column(reason, 1000), trajectory_ref=ref
+    )
+
+
+def _quarantine_all(project: Project, trace_ids: Sequence[str], reason: str, done: Assembled) -> None:
+    rows = OtelRecord.objects.filter(project=project, trace_id__in=trace_ids, state=SpanState.WAITING)
+    _quarantine(list(rows.only("pk")), reason, done)
+
+
+# --- quarantine ------------------------------------------------------------------------------------------------------
+
+
+def retry(row: OtelRecord, by: Actor, reason: str = "") -> None:
+    """Look at it again, together with what else of its trace is in quarantine.
+
+    Raises:
+        Refused: it is not in quarantine, or nothing could make it fit.
+    """
+    if row.state != SpanState.QUARANTINED:
+        raise Refused(f"{row} is {SpanState(row.state).label}, not in quarantine. Reload the page.")
+    if wrong := _what_is_wrong(value_of(row)):
+        raise Refused(f"{row} can never be placed: {wrong} Discard it, and correct the sender.")
+    with transaction.atomic():
+        rows = OtelRecord.objects.filter(
+            project=row.project_id, trace_id=row.trace_id, state=SpanState.QUARANTINED, key=row.key
+        ) | OtelRecord.objects.filter(
+            project=row.project_id, trace_id=row.trace_id, state=SpanState.QUARANTINED, reason=row.reason
+        )
+        for one in rows:
+            history.record(one, one.state, SpanState.WAITING, project=one.project, by=by, reason=reason, field="state")
+        rows.update(state=SpanState.WAITING, state_since=timezone.now(), reason="", received_at=timezone.now())
+
+
+def discard(row: OtelRecord, by: Actor, reason: str = "") -> None:
+    """Give it up: its content goes, its key stays for a while, so that it does not come again.
+
+    Raises:
+        Refused: it is not in quarantine.
+    """
+    with transaction.atomic():
+        done = OtelRecord.objects.filter(pk=row.pk, state=SpanState.QUARANTINED).update(
+            state=SpanState.DISCARDED, state_since=timezone.now(), data=None
+        )
+        if not done:
+            raise Refused(f"{row} is not in quarantine any more. Reload the page.")
+        history.record(
+            row, SpanState.QUARANTINED, SpanState.DISCARDED, project=row.project, by=by, reason=reason, field="state"
+        )
+
+
+def forget_old(now: datetime | None = None) -> int:
+    """Delete what was placed or given up `OTEL_KEEP_DAYS` ago, and what nobody looked at in quarantine."""
+    now = now or timezone.now()
+    done = Q(state__in=(SpanState.PLACED, SpanState.DISCARDED), state_since__lt=now - _days("OTEL_KEEP_DAYS"))
+    left = Q(state=SpanState.QUARANTINED, state_since__lt=now - _days("OTEL_QUARANTINE_DAYS"))
+    pks = list(OtelRecord.objects.filter(done | left).order_by("state_since").values_list("pk", flat=True)[:5_000])
+    return OtelRecord.objects.filter(pk__in=pks).delete()[0] if pks else 0
+
+
+def _days(name: str) -> timedelta:
+    return timedelta(days=int(getattr(settings, name)))
+
+
+class Counts(msgspec.Struct, kw_only=True):
+    """For status and health."""
+
+    waiting: int
+    quarantined: int
+    oldest: datetime | None  # of those that wait
+
+
+def counts(project: Project | None = None) -> Counts:
+    rows = OtelRecord.objects.filter(project=project) if project is not None else OtelRecord.objects
+    live = rows.filter(state=SpanState.WAITING).order_by()
+    return Counts(
+        waiting=live.count(),
+        quarantined=rows.filter(state=SpanState.QUARANTINED).count(),
+        oldest=live.order_by("received_at").values_list("received_at", flat=True).first(),
+    )
