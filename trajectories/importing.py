@@ -91,18 +91,38 @@ def load(
     report: Report,
     name: str | None = None,
     progress: Callable[[Report], None] = lambda report: None,
+    pieces: "Pieces | None" = None,
 ) -> None:
     """Import one file into the project; what happened goes into the report. A dry run writes nothing.
+
+    `pieces`: where pieces of trajectories are put that lie in several files, until `finish`.
 
     Raises:
         Full, DatabaseError: nothing can be written now. What was reported until then is there.
     """
     report.files += 1
+    _load(project, path, items(path, name, pieces), report, progress)
+
+
+def finish(
+    project: Project,
+    pieces: "Pieces",
+    report: Report,
+    progress: Callable[[Report], None] = lambda report: None,
+) -> None:
+    """Import what was put together from the pieces of all files. Raises as `load`."""
+    for label, found in pieces.put_together():
+        _load(project, Path(label), found, report, progress)
+
+
+def _load(
+    project: Project, path: Path, found: Iterator[Item], report: Report, progress: Callable[[Report], None]
+) -> None:
     waiting: list[tuple[Place, Incoming]] = []
     size = 0
     seen: dict[str, int] = {}
     try:
-        for place, item in items(path, name):
+        for place, item in found:
             if isinstance(item, Problem):
                 _fail(report, path, place, item.detail)
                 progress(report)
@@ -231,14 +251,56 @@ def piped(stream: IO[bytes]) -> Iterator[Path]:
         yield path
 
 
-def items(path: Path, name: str | None = None) -> Iterator[Item]:
+class Pieces:
+    """Documents of formats whose trajectories are put together from several, be it over many lines or many files."""
+
+    def __init__(self) -> None:
+        self.documents: dict[str, list[object]] = defaultdict(list)  # by format
+        self.paths: dict[str, set[Path]] = defaultdict(set)
+        self.bytes = 0
+
+    def add(self, module: formats.Named, path: Path, document: object, size: int = 0) -> None:
+        self.documents[module.NAME].append(document)
+        self.paths[module.NAME].add(path)
+        self.bytes += size
+
+    def put_together(self) -> Iterator[tuple[str, Iterator[Item]]]:
+        """The trajectories of each format, under the name of its file, or of how many there are."""
+        for name, documents in self.documents.items():
+            module = formats.named(name)
+            assert isinstance(module, formats.Gathers)
+            paths = self.paths[name]
+            label = str(next(iter(paths))) if len(paths) == 1 else f"{name}, {len(paths)} files together"
+            yield label, iter(enumerate(module.gather(documents, source=Path(label).name)))
+        self.documents.clear()
+        self.paths.clear()
+        self.bytes = 0
+
+
+def items(path: Path, name: str | None = None, pieces: Pieces | None = None) -> Iterator[Item]:
     """Each trajectory of a file, or why it is none, with its place: the line's or item's number, from 0.
+
+    Pieces of trajectories that may go on in other files are put into `pieces`; without it the file is whole.
 
     Raises:
         Invalid: the file as a whole is nothing that we read.
     """
-    wanted = formats.check_name(name) if name else None
+    held = Pieces() if pieces is None else pieces
+    yield from _items(path, formats.check_name(name) if name else None, held)
+    if pieces is None or held.bytes > GATHERED_BYTES:
+        for _, found in held.put_together():
+            yield from found
+
+
+def _items(path: Path, wanted: str | None, pieces: Pieces) -> Iterator[Item]:
     opener = formats.opener(path, wanted)
+    if isinstance(opener, formats.TellsPieces):
+        for number, piece in enumerate(opener.pieces(path)):
+            if isinstance(piece, Problem):
+                yield number, piece
+            else:
+                pieces.add(opener, path, piece)
+        return
     if opener is not None:
         yield from enumerate(opener.read_file(path))
         return
@@ -247,11 +309,12 @@ def items(path: Path, name: str | None = None) -> Iterator[Item]:
         raise Invalid("This is a Git LFS pointer, not the file. Fetch it with `git lfs pull`.")
     if begin.startswith(b"PK\x03\x04"):
         raise Invalid("This is a zip archive of no format that is read. Unpack it and import the folder.")
+    source = _Source(path, wanted, pieces)
     if _has_lines(path, begin):
-        yield from _lines(path, wanted)
+        yield from _lines(source)
         return
     if begin.lstrip(b" \t\r\n" + files.BOM).startswith(b"[") and _is_big(path):
-        yield from _streamed(path, wanted)
+        yield from _list(source, _elements(path))
         return
     raw = files.whole(path)
     if not raw.strip():
@@ -261,14 +324,19 @@ def items(path: Path, name: str | None = None) -> Iterator[Item]:
     except Invalid as problem:
         if _lines_of_json(raw) == 0:
             raise problem from None
-        yield from _lines(path, wanted)
+        yield from _lines(source)
         return
-    yield from _document(_Source(path.name, wanted), value, raw)
+    yield from _document(source, value, raw)
 
 
 class _Source(msgspec.Struct, frozen=True):
-    name: str  # of the file
+    path: Path
     wanted: str | None  # the format, where it was told
+    pieces: Pieces
+
+    @property
+    def name(self) -> str:
+        return self.path.name
 
 
 def _has_lines(path: Path, begin: bytes) -> bool:
@@ -309,12 +377,9 @@ def _is_big(path: Path) -> bool:
     return False
 
 
-def _lines(path: Path, wanted: str | None) -> Iterator[Item]:
-    source = _Source(path.name, wanted)
-    gathered: dict[str, list[object]] = defaultdict(list)
-    held = 0
+def _lines(source: _Source) -> Iterator[Item]:
     number = -1
-    for number, line in enumerate(files.lines(path)):
+    for number, line in enumerate(files.lines(source.path)):
         if isinstance(line, Invalid):
             yield number, line
             continue
@@ -325,27 +390,13 @@ def _lines(path: Path, wanted: str | None) -> Iterator[Item]:
         except Invalid as problem:
             yield number, problem
             continue
-        module = _module(value, source)
-        if isinstance(module, formats.Gathers) and not isinstance(module, formats.Reads):
-            gathered[module.NAME].append(value)
-            held += len(line)
-            if held > GATHERED_BYTES:
-                yield from _gathered(gathered, source)
-                gathered.clear()
-                held = 0
-            continue
         for _, item in _document(source, value, line):
             yield number, item
-    yield from _gathered(gathered, source)
+        if source.pieces.bytes > GATHERED_BYTES:
+            for _, found in source.pieces.put_together():
+                yield from found
     if number < 0:
         raise Invalid("The file is empty.")
-
-
-def _gathered(values: dict[str, list[object]], source: _Source) -> Iterator[Item]:
-    for name, pieces in values.items():
-        module = formats.named(name)
-        assert isinstance(module, formats.Gathers)
-        yield from enumerate(module.gather(pieces, source=source.name))
 
 
 def _module(value: object, source: _Source) -> formats.Reads | formats.Gathers | None:
@@ -365,7 +416,10 @@ def _document(source: _Source, value: object, raw: bytes | None = None) -> Itera
     if module is None and source.wanted in formats.STRICT and not isinstance(value, list):
         module = _module(value, source)  # what is missing is said by its reader
     if module is not None and source.wanted in (None, module.NAME):
-        yield from enumerate(_trajectories(module, source, value, raw))
+        if isinstance(module, formats.Reads):
+            yield from enumerate(_trajectories(module, source, value, raw))
+        else:
+            source.pieces.add(module, source.path, value, len(raw or b""))
         return
     parts = _parts(value)
     if not parts or (source.wanted is None and not any(formats.recognised(one) is not None for one in parts)):
@@ -375,7 +429,7 @@ def _document(source: _Source, value: object, raw: bytes | None = None) -> Itera
 
 
 def _trajectories(
-    module: formats.Reads | formats.Gathers, source: _Source, value: object, raw: bytes | None
+    module: formats.Reads, source: _Source, value: object, raw: bytes | None
 ) -> Iterator[Incoming | Problem]:
     if raw is not None and module.NAME in formats.STRICT:
         try:
@@ -419,30 +473,19 @@ def _parts(value: object) -> list[object]:
 
 
 def _list(source: _Source, values: Iterable[object]) -> Iterator[Item]:
-    gathered: dict[str, list[object]] = defaultdict(list)
     for number, value in enumerate(values):
         if isinstance(value, Invalid):
             yield number, value
             continue
         module = _module(value, source)
-        if module is None and not isinstance(value, dict):
+        if module is None and (source.wanted is None or not isinstance(value, dict)):
             yield number, Invalid(_not_read(source.wanted))
-        elif isinstance(module, formats.Gathers) and not isinstance(module, formats.Reads):
-            gathered[module.NAME].append(value)
-        elif module is None and source.wanted is None:
-            yield number, Invalid(_not_read(None))
         else:
             for _, item in _document(source, value):
                 yield number, item
-    yield from _gathered(gathered, source)
 
 
 _STRUCTURE = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
-
-
-def _streamed(path: Path, wanted: str | None) -> Iterator[Item]:
-    """The items of a JSON list that is too big to hold, one after another."""
-    yield from _list(_Source(path.name, wanted), _elements(path))
 
 
 def _elements(path: Path) -> Iterator[object]:

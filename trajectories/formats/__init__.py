@@ -82,6 +82,13 @@ class OpensFiles(Protocol):
 
 
 @runtime_checkable
+class TellsPieces(OpensFiles, Protocol):
+    """Such a file holds pieces of trajectories that may go on in other files, as documents to `gather`."""
+
+    def pieces(self, path: Path) -> Iterator[object | Problem]: ...
+
+
+@runtime_checkable
 class KnowsNeighbours(Protocol):
     """Some files of the format are read along with another one, never by themselves."""
 

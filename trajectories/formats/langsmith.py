@@ -31,9 +31,9 @@ Object = dict[str, object]
 def recognises(value: object) -> bool:
     if not isinstance(value, dict):
         return False
-    for name in ("post", "patch"):
-        if isinstance(value.get(name), list):
-            return any(_names_a_run(one) for one in lenient.objects(value[name])[:3])
+    sent = [one for name in ("post", "patch") for one in lenient.objects(value.get(name))[:3]]
+    if sent:
+        return any(map(_names_a_run, sent))
     if isinstance(value.get("runs"), list):
         return any(_is_run(one) for one in lenient.objects(value["runs"])[:3])
     return _is_run(value) or _is_feedback(value)
@@ -60,7 +60,14 @@ def opens(path: Path) -> bool:
 
 
 def read_file(path: Path) -> Iterator[Incoming | Problem]:
-    """The runs of a captured multipart request, put together from its parts."""
+    """The runs of a captured multipart request by itself."""
+    found = list(pieces(path))
+    yield from (one for one in found if isinstance(one, Problem))
+    yield from gather([one for one in found if not isinstance(one, Problem)], source=path.name)
+
+
+def pieces(path: Path) -> Iterator[object | Problem]:
+    """The runs of a captured multipart request, put together from its parts; what is patched may be in another one."""
     runs: dict[tuple[str, str], Object] = {}
     feedback: list[object] = []
     for head, body in _parts(files.whole(path)):
@@ -86,7 +93,8 @@ def read_file(path: Path) -> Iterator[Incoming | Problem]:
         held.update({field: value} if field else lenient.mapping(value))
     posted = [one for (kind, _), one in runs.items() if kind == "post"]
     patched = [one for (kind, _), one in runs.items() if kind == "patch"]
-    yield from gather([{"post": posted, "patch": patched}, *feedback], source=path.name)
+    yield {"post": posted, "patch": patched}
+    yield from feedback
 
 
 def _parts(raw: bytes) -> Iterator[tuple[bytes, bytes]]:

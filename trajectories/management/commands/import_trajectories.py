@@ -43,8 +43,11 @@ class Command(BaseCommand):
         progress = Progress(self.stderr)
         why = None
         try:
+            pieces = importing.Pieces()
             for path in importing.found(paths):
-                self.one(project, path, report, wanted, progress)
+                self.one(project, path, report, wanted, progress, pieces)
+            if pieces.documents:
+                self.together(project, pieces, report, progress)
         except KeyboardInterrupt:
             why = "Interrupted"
         except (Full, OperationalError, InterfaceError) as exc:
@@ -58,9 +61,15 @@ class Command(BaseCommand):
             sys.exit(1)
 
     def one(
-        self, project: Project, path: Path, report: importing.Report, wanted: str | None, progress: "Progress"
+        self,
+        project: Project,
+        path: Path,
+        report: importing.Report,
+        wanted: str | None,
+        progress: "Progress",
+        pieces: importing.Pieces,
     ) -> None:
-        before = (report.trajectories, report.replayed, report.failed, dict(report.formats))
+        before = msgspec.structs.replace(report, formats=dict(report.formats))
         progress.path = path
         try:
             if path == STDIN:
@@ -71,19 +80,36 @@ class Command(BaseCommand):
                         for error in report.errors
                     ]
             elif path.exists():
-                importing.load(project, path, report, wanted, progress)
+                importing.load(project, path, report, wanted, progress, pieces)
             else:
                 report.files += 1
                 report.failed += 1
                 report.errors.append(importing.Failure(str(path), None, "There is no such file."))
         finally:
-            progress.clear()
-            read = ", ".join(name for name, count in report.formats.items() if count != before[3].get(name, 0))
-            told = f" ({read})" if read else ""
-            self.stderr.write(
-                f"{path}: {report.trajectories - before[0]} new, {report.replayed - before[1]} there already, "
-                f"{report.failed - before[2]} failed{told}"
-            )
+            waits = any(path in paths for paths in pieces.paths.values())
+            self.say(path, before, report, progress, " (goes together with other files)" if waits else "")
+
+    def together(
+        self, project: Project, pieces: importing.Pieces, report: importing.Report, progress: "Progress"
+    ) -> None:
+        """What was put together from pieces in all these files."""
+        before = msgspec.structs.replace(report, formats=dict(report.formats))
+        progress.path = Path("put together")
+        try:
+            importing.finish(project, pieces, report, progress)
+        finally:
+            self.say(progress.path, before, report, progress)
+
+    def say(
+        self, path: Path, before: importing.Report, report: importing.Report, progress: "Progress", more: str = ""
+    ) -> None:
+        progress.clear()
+        read = ", ".join(name for name, count in report.formats.items() if count != before.formats.get(name, 0))
+        told = f" ({read})" if read else ""
+        self.stderr.write(
+            f"{path}: {report.trajectories - before.trajectories} new, {report.replayed - before.replayed} there "
+            f"already, {report.failed - before.failed} failed{told}{more}"
+        )
 
     def tell(self, report: importing.Report, *, json: bool) -> None:
         if json:
