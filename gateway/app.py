@@ -340,8 +340,9 @@ class Gateway:
         head = _passed_on(response)
         if reached.content is not None:
             talk.stop_clock()
-            talk.error = _error(response.status_code, reached.content)
-            talk.reply = (response.status_code, head, reached.content)
+            content = _with_the_way_out(talk, response.status_code, reached.content)
+            talk.error = _error(response.status_code, content)
+            talk.reply = (response.status_code, head, content)
             return
         try:
             if talk.asked.stream and "text/event-stream" in response.headers.get("content-type", ""):
@@ -715,6 +716,21 @@ def _message(answer: Answer) -> Message | None:
     if answer.tool_calls:
         message["tool_calls"] = [answer.tool_calls[at] for at in sorted(answer.tool_calls)]
     return message
+
+
+def _with_the_way_out(talk: Talk, status: int, content: bytes) -> bytes:
+    """A backend's "no such model", of a name that the client did not say: an alias is told with what it stands for."""
+    target = talk.target
+    body = wire.loads(content) if status == 404 else None
+    inner = body.get("error") if isinstance(body, dict) else None
+    if target is None or talk.asked.model == target.model or not isinstance(inner, dict):
+        return content
+    said = (
+        f"{inner.get('message') or 'There is no such model.'} {talk.asked.model[:200]!r} stands for it here, and its "
+        "server does not have it. Name a model of GET /v1/models, have the server load it, or choose another base "
+        "model in the project's policy."
+    )
+    return wire.encode({"error": {**inner, "message": said}})
 
 
 def _error(status: int, content: bytes) -> Json:

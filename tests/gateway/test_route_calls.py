@@ -96,6 +96,17 @@ def test_a_models_name_goes_on_and_another_projects_version_does_not_exist(
     assert gateway.client(key).models.retrieve("tiny").id == "tiny"
 
 
+def test_a_base_that_is_not_served_is_told_with_the_way_out(
+    gateway: RunningGateway, backend: Backend, key: str, project: Project
+) -> None:
+    backend.models.remove("tiny")
+    with pytest.raises(openai.NotFoundError, match=r"'default' stands for it here.* GET /v1/models"):
+        ask(gateway, key, "default", "t1")
+    with pytest.raises(openai.NotFoundError, match="does not exist") as named:
+        ask(gateway, key, "nobody", "t2")
+    assert "stands for" not in str(named.value)
+
+
 def test_a_deactivated_agent_is_told_so(gateway: RunningGateway, key: str, project: Project) -> None:
     Agent.objects.create(project=project, agent_id="a1", is_active=False)
     with pytest.raises(openai.PermissionDeniedError, match="deactivated"):
