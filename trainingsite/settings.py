@@ -252,7 +252,7 @@ MODEL_SERVER_LOGPROBS_MODE = env.text("MODEL_SERVER_LOGPROBS_MODE", "processed")
 # OTLP. Spans of a trace are put together once it is quiet; its trajectory is sealed when nothing more came for a while.
 OTEL_QUIET_SECONDS = env.number("OTEL_QUIET_SECONDS", 2.0, at_least=0.0)
 OTEL_IDLE_SECONDS = env.number("OTEL_IDLE_SECONDS", 30.0, at_least=0.0)
-OTEL_SEAL_SECONDS = env.number("OTEL_SEAL_SECONDS", 60.0, at_least=0.0)
+OTEL_SEAL_SECONDS = env.number("OTEL_SEAL_SECONDS", 15.0, at_least=0.0)
 OTEL_CONVERSATION_SECONDS = env.number("OTEL_CONVERSATION_SECONDS", 1800.0, at_least=0.0)
 OTEL_KEEP_DAYS = env.number("OTEL_KEEP_DAYS", 7.0, at_least=0.0)
 OTEL_QUARANTINE_DAYS = env.number("OTEL_QUARANTINE_DAYS", 30.0, at_least=0.0)

@@ -9,7 +9,8 @@ A request's spans and log records are committed as they came (`keep`); that is w
 
 A trace is quiet when nothing came for `OTEL_QUIET_SECONDS` and it is complete, or for `OTEL_IDLE_SECONDS`. Its
 trajectory is open then, and made anew from all its spans when more come, until nothing came for
-`OTEL_SEAL_SECONDS` (of a conversation `OTEL_CONVERSATION_SECONDS`). Everything here may run twice or be killed.
+`OTEL_SEAL_SECONDS` (of a conversation, or with parts missing, `OTEL_CONVERSATION_SECONDS`). Everything here may run
+twice or be killed.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from datetime import datetime, timedelta
 import msgspec
 from django.conf import settings
 from django.db import connection, transaction
-from django.db.models import Count, Max, Q
+from django.db.models import Case, Count, Max, Min, Q, When
 from django.utils import timezone
 
 from trajectories import codec, history, ingestion, payloads, pressure, redaction
@@ -247,8 +248,12 @@ def _due(project: Project, now: datetime) -> Iterator[tuple[list[str], bool]]:
         OtelRecord.objects.filter(project=project, state__in=LIVE)
         .order_by()
         .values("trace_id")
-        .annotate(last=Max("received_at"), waiting=Count("pk", filter=Q(state=SpanState.WAITING)))
-        .order_by("last")[:TRACES_A_SWEEP]
+        .annotate(
+            last=Max("received_at"),
+            waiting=Count("pk", filter=Q(state=SpanState.WAITING)),
+            rank=Min(Case(When(state=SpanState.WAITING, then=0), default=1)),  # open ones may stay so for long
+        )
+        .order_by("rank", "last")[:TRACES_A_SWEEP]
     )
     found = {row["trace_id"]: _Trace(row["trace_id"], row["last"], row["waiting"], set()) for row in rows}
     named = (
@@ -261,19 +266,18 @@ def _due(project: Project, now: datetime) -> Iterator[tuple[list[str], bool]]:
     for trace_id, conversation in named:
         found[trace_id].conversations.add(conversation)
     quiet, idle = timedelta(seconds=settings.OTEL_QUIET_SECONDS), timedelta(seconds=settings.OTEL_IDLE_SECONDS)
+    quiet_ones = [
+        one.trace_id for one in found.values() if now - one.last >= quiet and (one.waiting or not one.conversations)
+    ]
+    known = _complete(project, quiet_ones)
     for members in _together(found.values()):
+        complete = {one.trace_id for one in members} & known
         ready = [
-            one
-            for one in members
-            if not one.waiting
-            or now - one.last >= idle
-            or (now - one.last >= quiet and _is_complete(project, one.trace_id))
+            one for one in members if not one.waiting or now - one.last >= (quiet if one.trace_id in complete else idle)
         ]
-        wait = (
-            settings.OTEL_CONVERSATION_SECONDS
-            if any(one.conversations for one in members)
-            else settings.OTEL_SEAL_SECONDS
-        )
+        # A root that has not come may still run: spans are sent when they end.
+        still = len(complete) < len(members) or any(one.conversations for one in members)
+        wait = settings.OTEL_CONVERSATION_SECONDS if still else settings.OTEL_SEAL_SECONDS
         due = len(ready) == len(members) and now - max(one.last for one in members) >= timedelta(seconds=wait)
         if due or any(one.waiting for one in ready):
             yield sorted(one.trace_id for one in ready), due
@@ -305,10 +309,13 @@ _USABLE = Q(state__in=LIVE) | Q(state=SpanState.QUARANTINED, reason=traces.NO_CA
 _COUNTS = _USABLE | Q(state=SpanState.PLACED)
 
 
-def _is_complete(project: Project, trace_id: str) -> bool:
-    rows = OtelRecord.objects.filter(_COUNTS, project=project, trace_id=trace_id, kind=SPAN)
-    known = [Span(span_id=key, parent_id=parent) for key, parent in rows.values_list("key", "parent_id")]
-    return traces.is_complete(known)
+def _complete(project: Project, trace_ids: Sequence[str]) -> set[str]:
+    """Those that have their root and every parent."""
+    rows = OtelRecord.objects.filter(_COUNTS, project=project, trace_id__in=trace_ids, kind=SPAN)
+    spans: dict[str, list[Span]] = defaultdict(list)
+    for trace_id, key, parent in rows.values_list("trace_id", "key", "parent_id").iterator():
+        spans[trace_id].append(Span(span_id=key, parent_id=parent))
+    return {trace_id for trace_id, members in spans.items() if traces.is_complete(members)}
 
 
 def _assemble(project: Project, trace_ids: Sequence[str], now: datetime, done: Assembled, *, seal: bool) -> None:

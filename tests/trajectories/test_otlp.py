@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import hypothesis
 import pytest
 from django.test import Client
 from django.utils import timezone
 from google.protobuf import json_format
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -31,6 +32,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.util.types import AnyValue
+from pytest_django import Settings
 from pytest_django.live_server_helper import LiveServer
 
 from tests import builders
@@ -50,6 +52,12 @@ NS = 1_790_000_000_000_000_000
 QUIET, LATER, MUCH_LATER = timedelta(seconds=5), timedelta(minutes=5), timedelta(hours=2)
 
 Body = dict[str, object]
+
+
+@pytest.fixture(autouse=True)
+def _waits(settings: Settings) -> None:
+    settings.OTEL_QUIET_SECONDS, settings.OTEL_IDLE_SECONDS = 2, 30
+    settings.OTEL_SEAL_SECONDS, settings.OTEL_CONVERSATION_SECONDS = 60, 1800
 
 
 @pytest.fixture
@@ -319,7 +327,7 @@ def test_every_order_gives_the_same_trajectory(client: Client, headers: dict[str
         assert content(project) == whole
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None,
+@hypothesis.settings(max_examples=25, deadline=None, derandomize=True, database=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 @given(seed=st.randoms(use_true_random=False), sweeps=st.lists(st.booleans(), min_size=4, max_size=4))
 def test_spans_may_come_between_sweeps_and_twice(
@@ -351,7 +359,10 @@ def test_a_parent_that_never_comes_is_told(client: Client, headers: dict[str, st
 
     after(LATER)
     row = the_one(project)
-    assert row.n_calls == 2
+    assert (row.n_calls, row.state) == (2, "open")
+    after(MUCH_LATER)
+    row = the_one(project)
+    assert (row.n_calls, row.state) == (2, "sealed")
     assert any("did not come" in str(one["detail"]) for one in row.findings)
 
 
@@ -556,7 +567,7 @@ def test_refusals_are_a_status_in_the_request_s_encoding(
     assert client.get(TRACES, headers=headers).status_code == 405
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None,
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 @given(
     body=st.one_of(
