@@ -105,7 +105,8 @@ def same(one: object, other: object) -> bool:
 
 def _filled(message: Mapping[str, object]) -> Body:
     """Without what says nothing, and what the client made of it."""
-    filled = {key: value for key, value in message.items() if value not in (None, [], {}) and key != "parsed"}
+    # An answer of tool calls alone has the content "" or none; frameworks send back the other of the two.
+    filled = {key: value for key, value in message.items() if value not in (None, "", [], {}) and key != "parsed"}
     if "tool_calls" in filled:
         filled["tool_calls"] = _bare(filled["tool_calls"])
     return filled

@@ -76,6 +76,7 @@ ROUTES: tuple[tuple[tuple[str, ...], Kind], ...] = (
     (("beta", "chat", "completions"), _Chat()),
     (("responses",), _Responses()),
 )
+HOLDERS = ("root_client", "root_async_client")  # where LangChain's chat models keep the clients that they ask by
 METHODS = ("create", "parse")  # `stream` asks by `create`
 MADE_OF_THEM = ("with_raw_response", "with_streaming_response")  # hold the methods as they were
 
@@ -90,6 +91,11 @@ class Recording(Outlet, Protocol):
 
 def wrap(recording: Recording, client: C, told: Told, *, outside: bool) -> C:
     """The same client, listened to. Twice is as once."""
+    held = [one for name in HOLDERS if (one := getattr(client, name, None)) is not None]
+    for one in held:
+        wrap(recording, one, told, outside=outside)
+    if held:
+        return client
     for path, kind in ROUTES:
         resource: object = client
         for name in path:

@@ -183,7 +183,8 @@ class Recorder:
         logprobs_mode: Literal["raw", "processed"] | None = None,
         tokenizer: str | None = None,
     ) -> C:
-        """Record what is asked of an OpenAI client, sync or async: the same client, listened to.
+        """Record what is asked of an OpenAI client, sync or async, or of a LangChain chat model that holds some: the
+        same object, listened to.
 
         Inside a trajectory a call goes to the current step, else to a step of its own.
 

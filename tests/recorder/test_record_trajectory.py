@@ -94,6 +94,24 @@ def test_a_growing_conversation_costs_its_new_words_only() -> None:
     assert all("messages" not in call for call in calls[1:])
 
 
+def test_an_answer_of_tool_calls_alone_goes_on_whether_its_content_is_empty_or_none() -> None:
+    site = Site()
+    asks: JSON = {"id": "c1", "type": "function", "function": {"name": "news", "arguments": "{}"}}
+    talk: list[JSON] = [{"role": "user", "content": "Now?"}]
+    result: JSON = {"role": "tool", "tool_call_id": "c1", "content": "good"}
+    with recorder(site) as recording:
+        with recording.start_trajectory() as trajectory:
+            with trajectory.start_step() as step:
+                step.log_llm_call(messages=talk, response="", tool_calls=[asks])
+            with trajectory.start_step() as step:
+                talk += [{"role": "assistant", "content": None, "tool_calls": [asks]}, result]
+                step.log_llm_call(messages=talk, response="BUY")
+        assert recording.flush(10)
+    steps = site.only()["steps"]
+    assert isinstance(steps, list)
+    assert steps[1]["llm_calls"][0]["prompt_ref"] == {"call": 0, "append": [result]}
+
+
 def test_a_conversation_that_was_rewritten_is_sent_whole() -> None:
     site = Site()
     with recorder(site) as recording:
