@@ -462,13 +462,13 @@ def _parts(value: object) -> list[object]:
     if isinstance(value.get("batch"), list):
         return lenient.listed(value["batch"])
     made: list[object] = []
+    objects = [inner for inner in value.values() if isinstance(inner, dict)]
+    if objects and all(formats.recognised(inner) is not None for inner in objects):
+        made.extend(objects)  # all of them: what stands beside a single one would be lost
     for inner in value.values():
-        if isinstance(inner, dict) and formats.recognised(inner) is not None:
-            made.append(inner)
-        elif isinstance(inner, list) and any(
-            isinstance(one, dict) and formats.recognised(one) is not None for one in inner[:20]
-        ):
-            made.extend(inner)
+        recordings = [one for one in lenient.listed(inner)[:20] if isinstance(one, dict)]
+        if any(formats.recognised(one) is not None for one in recordings):
+            made.extend(lenient.listed(inner))
     return made
 
 

@@ -367,3 +367,11 @@ def test_pieces_of_one_trace_may_lie_in_several_files_of_a_folder(project: Proje
     row = Trajectory.objects.get(trajectory_id=f"langsmith/{run_id}")
     assert [call.response for call in segments.load(row).calls()] == ["!"]
     assert counts(run(tmp_path))[:4] == [3, 0, 2, 0]
+
+
+def test_an_object_beside_a_recording_is_not_dropped_unseen(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "both.json").write_text(json.dumps({"first": recordings.native("a"), "second": recordings.native("b")}))
+    (tmp_path / "one.json").write_text(json.dumps({"input": recordings.native("c"), "expected": {"answer": 4}}))
+
+    report = run(tmp_path, code=1)
+    assert counts(report)[:4] == [2, 2, 0, 1]

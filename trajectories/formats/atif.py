@@ -41,13 +41,20 @@ TOTALS = {
     "total_steps": "total_steps",
 }
 
+GOLD = "expected_output_obj"
+
 
 def recognises(value: object) -> bool:
-    """One document, or several in a list or an object."""
-    if is_document(value):
+    """One document, or several in a list or an object; or a sample of an evaluation around one."""
+    if is_document(value) or _is_sample(value):
         return True
     inner = value if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
     return bool(inner) and all(is_document(one) for one in inner)
+
+
+def _is_sample(value: object) -> bool:
+    """What NeMo Agent Toolkit's evaluations write: {item_id, trajectory, expected_output_obj, output_obj, metadata}."""
+    return isinstance(value, dict) and "item_id" in value and is_document(value.get("trajectory"))
 
 
 def is_document(value: object) -> bool:
@@ -60,7 +67,12 @@ def is_document(value: object) -> bool:
 
 
 def read(value: object, *, source: str) -> Iterator[Incoming | Problem]:
-    yield from _documents(value, source, {})
+    if _is_sample(value):
+        sample = lenient.mapping(value)
+        told = {**lenient.rest(sample, ("trajectory", "item_id")), "task_name": str(sample["item_id"])}
+        yield from _documents(sample["trajectory"], source, told)
+    else:
+        yield from _documents(value, source, {})
 
 
 def _documents(value: object, source: str, trial: Mapping[str, object]) -> Iterator[Incoming | Problem]:
@@ -218,7 +230,8 @@ def _incoming(document: Document, mine: str, parent: _Parent | None, trial: Mapp
     if left:
         rest["final_metrics"] = left
     if trial:
-        rest["trial"] = lenient.rest(trial, ("config",))  # settings of the machine, keys among them
+        rest["trial"] = lenient.rest(trial, ("config", GOLD))  # settings of the machine, keys among them
+    gold = {GOLD: trial[GOLD]} if trial.get(GOLD) is not None else {}
     of_trial = {key: value for key, value in _of_trial(trial).items() if value is not None}
     kept_agent = {key: value for key, value in agent.items() if key != "tool_definitions" or not known_tools}
     session = lenient.text(document.get("session_id"))
@@ -238,6 +251,7 @@ def _incoming(document: Document, mine: str, parent: _Parent | None, trial: Mapp
             "metrics": {
                 short: final[long] for long, short in TOTALS.items() if lenient.number(final.get(long)) is not None
             },
+            "metadata": {"private": gold} if gold else None,
             "extra": {**rest, "agent": kept_agent},
             **of_trial,
         },

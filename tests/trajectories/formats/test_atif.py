@@ -149,6 +149,28 @@ def test_sub_agents_in_the_same_file_are_joined_by_the_reference() -> None:
     assert (other.payload.parent_trajectory_id, other.payload.parent_call) == ("run-1", 0)
 
 
+def test_a_sample_of_an_evaluation_tells_its_task_and_keeps_its_gold_private(tmp_path: Path) -> None:
+    samples = [
+        {
+            "item_id": number,
+            "trajectory": document(user("2+2?"), agent("4"), session_id=None, trajectory_id=f"t{number}"),
+            "expected_output_obj": "four",
+            "output_obj": "4",
+            "metadata": {},
+        }
+        for number in (1, 2)
+    ]
+    path = tmp_path / "workflow_output_atif.json"
+    path.write_text(json.dumps(samples))
+    (first, second), bad = reading.of_file(path)
+
+    assert bad == []
+    assert [one.payload.scenario_ref() for one in (first, second)] == ["atif/1", "atif/2"]
+    assert first.payload.metadata == {"private": {"expected_output_obj": "four"}}
+    assert first.payload.extra["trial"] == {"output_obj": "4", "task_name": "1"}
+    assert reading.lost(samples[0], [first]) == []
+
+
 def test_times_totals_and_what_is_not_understood_are_kept() -> None:
     whole = document(
         user("Go.", timestamp="2025-01-20T10:00:00Z"),
