@@ -12,6 +12,7 @@ from django.core.wsgi import get_wsgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "trainingsite.settings")
 
 PR_SET_PDEATHSIG = 1
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of glibc's mallopt
 
 
 def end_with_the_server() -> None:
@@ -24,7 +25,17 @@ def end_with_the_server() -> None:
         sys.exit("The server that started this worker has ended.")
 
 
+def give_memory_back() -> None:
+    """Large pieces go back to the system when they are freed, and threads share their arenas: 400 MB of trajectories of
+    1 MB left 150 MB behind in sixteen of them."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 256 * 1024)
+        mallopt(M_ARENA_MAX, 2)
+
+
 end_with_the_server()
+give_memory_back()
 site = get_wsgi_application()
 
 from trajectories.front_door import FrontDoor  # noqa: E402  (Django must be set up before models are read)

@@ -2,8 +2,9 @@
 
 import base64
 import binascii
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import ClassVar, cast
 
@@ -28,6 +29,7 @@ from trajectories import (
     payloads,
     pressure,
     rewards,
+    room,
     scenarios,
     segments,
     spooled,
@@ -78,8 +80,10 @@ class TrajectoryList(ProjectAPIView):
     @extend_schema(operation_id="record_trajectory", parameters=[FORMAT], request=dict, responses={201: dict})
     def post(self, request: Request) -> Response:
         name = wire_format(request)
-        incoming = formats.incoming(body.read(request, limits.ITEM_BYTES, what="The trajectory"), name)
-        recorded = ingestion.record(self.project, incoming)
+        with body.held(request, limits.ITEM_BYTES, what="The trajectory") as raw:
+            incoming = formats.incoming(raw, name)
+            del raw  # 30 MB, perhaps
+            recorded = ingestion.record(self.project, incoming)
         if recorded.outcome != "replay":
             wake(self.project)
         return Response(receipt(recorded), status=201 if recorded.created else 200)
@@ -102,12 +106,13 @@ class TrajectoryBulk(ProjectAPIView):
     @extend_schema(operation_id="record_trajectories", parameters=[FORMAT], request=dict, responses={207: dict})
     def post(self, request: Request) -> Response:
         name = wire_format(request)
-        outcome = _Bulk(self.project)
-        for raw in _until_broken(_items(request, name)):
-            if not outcome.take(raw, name):
-                body.drain(request)
-                break
-        outcome.finish()
+        with ingestion.Stream(self.project, findings=False) as stream:
+            outcome = _Bulk(stream)
+            for raw in _until_broken(_items(request, name)):
+                if not outcome.take(raw, name):
+                    body.drain(request)
+                    break
+            outcome.finish()
         if outcome.changed:
             wake(self.project)
         return Response({"successes": outcome.successes, "errors": outcome.errors}, status=207)
@@ -116,15 +121,15 @@ class TrajectoryBulk(ProjectAPIView):
 class _Bulk:
     """The answers of one bulk request, gathered while its items stream by."""
 
-    def __init__(self, project: Project) -> None:
-        self.stream = ingestion.Stream(project)
+    def __init__(self, stream: ingestion.Stream) -> None:
+        self.stream = stream
         self.taken: list[tuple[int, str]] = []  # (index in the request, id) of what the stream has
         self.successes: list[dict[str, object]] = []
         self.errors: list[dict[str, object]] = []
         self.changed = False
         self.number = 0
 
-    def take(self, raw: bytes | Problem | None, name: str) -> bool:
+    def take(self, raw: bytes | body.Spilled | Problem | None, name: str) -> bool:
         """False: enough of it. Raises Problem: there is no first item."""
         index = self.number
         self.number += 1
@@ -140,6 +145,11 @@ class _Bulk:
             self.refuse(index, None, TooLarge(said, limit=limits.BULK_ITEMS, size=self.number))
             return not enough
         try:
+            if isinstance(raw, body.Spilled):
+                self.stream.make_room(raw.needed)
+                raw = raw.read()
+            elif raw is not None:
+                self.stream.make_room(room.needed(raw))
             if raw is None or len(raw) > limits.ITEM_BYTES:
                 size = "more" if raw is None else f"{len(raw)} bytes, more"
                 raise TooLarge(
@@ -150,8 +160,9 @@ class _Bulk:
                 )
             incoming = formats.incoming(raw, name)
         except Problem as problem:
-            self.refuse(index, id_in(raw), problem)
+            self.refuse(index, id_in(raw) if isinstance(raw, bytes) else None, problem)
             return True
+        raw = None  # 30 MB, perhaps
         self.taken.append((index, incoming.envelope.trajectory_id))
         self.stream.take(incoming)
         return True
@@ -182,8 +193,8 @@ class _Bulk:
         )
 
 
-def _items(request: Request, name: str) -> Iterator[bytes | None]:
-    """The items of a bulk body. NDJSON streams; {"batch": […]} is held whole.
+def _items(request: Request, name: str) -> Iterator[bytes | body.Spilled | None]:
+    """The items of a bulk body. NDJSON streams; {"batch": […]} must be there as a whole to be read.
 
     Which of them it is, the content type says, or where it is JSON or missing, the body itself.
     """
@@ -191,20 +202,38 @@ def _items(request: Request, name: str) -> Iterator[bytes | None]:
     if kind in ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"):
         yield from body.lines(request)
         return
-    raw = body.read(request, limits.BATCH_JSON_BYTES, what="The batch")
+    # Apart they are on disk again: there must be room for each when its turn comes, and two bodies that held all of
+    # theirs would wait for each other.
+    with tempfile.SpooledTemporaryFile(body.HELD_BYTES) as apart:
+        sizes = []
+        with body.held(request, limits.BATCH_JSON_BYTES, what="The batch") as raw:
+            for item in _apart(raw, name):
+                sizes.append(apart.write(item))
+        apart.seek(0)
+        for size in sizes:
+            if size > body.HELD_BYTES:
+                with body.Spilled() as spilled:
+                    for start in range(0, size, body.CHUNK):
+                        spilled.write(apart.read(min(body.CHUNK, size - start)))
+                    yield spilled
+            else:
+                yield apart.read(size)
+
+
+def _apart(raw: bytes, name: str) -> Iterable[bytes | msgspec.Raw]:
     try:
-        batch = formats.batch(raw)
+        return formats.batch(raw)
     except Invalid:
         whole = [line for line in raw.split(b"\n") if line.strip()]
         looks_so = bool(whole) and whole[0].lstrip().startswith(b"{")
         if not looks_so or (name in formats.STRICT and id_in(whole[0]) is None):
             raise
-        yield from whole  # NDJSON under another content type
-        return
-    yield from (bytes(item) for item in batch)
+        return whole  # NDJSON under another content type
 
 
-def _until_broken(items: Iterator[bytes | None]) -> Iterator[bytes | Problem | None]:
+def _until_broken(
+    items: Iterator[bytes | body.Spilled | None],
+) -> Iterator[bytes | body.Spilled | Problem | None]:
     """The items, and last what is wrong with the body, if it cannot be read to its end."""
     try:
         yield from items
@@ -257,8 +286,9 @@ class TrajectorySteps(ProjectAPIView):
 
     @extend_schema(operation_id="append_steps", request=dict, responses={200: dict})
     def post(self, request: Request, trajectory_id: str) -> Response:
-        sent = payloads.decode(body.read(request, limits.ITEM_BYTES, what="The steps"), StepsBody)
-        appended = ingestion.append_steps(self.project, trajectory_id, sent.steps)
+        with body.held(request, limits.ITEM_BYTES, what="The steps") as raw:
+            sent = payloads.decode(raw, StepsBody)
+            appended = ingestion.append_steps(self.project, trajectory_id, sent.steps)
         return Response(appended)
 
 

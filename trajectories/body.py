@@ -1,21 +1,26 @@
 """A request's body, read as a stream under the published limits; gzip and zstd unpacked as it comes.
 
-Django's `request.body` would hold all of it and knows one limit of 2.5 MB; these hold at most what one item may be.
+Django's `request.body` would hold all of it and knows one limit of 2.5 MB. What is large waits on disk until it is
+whole and there is room for it (`room.py`): a sender may take minutes over 30 MB.
 """
 
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, cast
 
 import zstandard
 from django.http.request import UnreadablePostError
 from rest_framework.request import Request
 
-from trajectories import limits
+from trajectories import limits, room
 from trajectories.errors import Invalid, Problem, TooLarge
 
 CHUNK = 256 * 1024  # bytes read or unpacked at once
+HELD_BYTES = 1024 * 1024  # of a line or body; more goes to disk while it arrives
+WINDOW_BYTES = 8 * 1024 * 1024  # of zstd over HTTP (RFC 9659); a decoder must hold as much
 
 
 class Unsupported(Problem):
@@ -37,18 +42,68 @@ def read(request: Request, limit: int, *, what: str = "The body") -> bytes:
     if declared is not None and declared > limit:
         drain(request)
         raise _too_large(what, limit, declared)
-    parts: list[bytes] = []
+    return b"".join(_within(request, limit, what))
+
+
+@contextmanager
+def held(request: Request, limit: int, *, what: str = "The body") -> Iterator[bytes]:
+    """The same for what may be large: it comes to memory when all of it is there, and there is room.
+
+    Raises:
+        TooLarge, Invalid: as above. Away: there was no room.
+    """
+    with Spilled() as spilled, room.Share() as share:
+        declared = _declared(request)
+        if declared is not None and declared > limit:
+            drain(request)
+            raise _too_large(what, limit, declared)
+        for part in _within(request, limit, what):
+            spilled.write(part)
+        if spilled.size > HELD_BYTES:
+            share.wait(spilled.needed)
+        yield spilled.read()
+
+
+def _within(request: Request, limit: int, what: str) -> Iterator[bytes]:
     size = 0
     for part in chunks(request):
         size += len(part)
         if size > limit:
             drain(request)
             raise _too_large(what, limit, None)
-        parts.append(part)
-    return b"".join(parts)
+        yield part
 
 
-def lines(request: Request, *, limit: int | None = None, total: int | None = None) -> Iterator[bytes | None]:
+class Spilled:
+    """Bytes that come bit by bit, on disk once they are many."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.needed = 0  # of room, to read and record it
+        self.blank = True
+        self._file = tempfile.SpooledTemporaryFile(HELD_BYTES)  # noqa: SIM115  (closed by close)
+
+    def write(self, part: bytes) -> None:
+        self._file.write(part)
+        self.size += len(part)
+        self.needed += room.needed(part)
+        self.blank = self.blank and not part.strip()
+
+    def read(self) -> bytes:
+        self._file.seek(0)
+        return self._file.read()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Spilled":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def lines(request: Request, *, limit: int | None = None, total: int | None = None) -> Iterator[bytes | Spilled | None]:
     """The lines of NDJSON, empty ones left out. None stands for a line above the limit: its neighbours go on.
 
     Raises:
@@ -57,35 +112,63 @@ def lines(request: Request, *, limit: int | None = None, total: int | None = Non
     """
     limit = limits.ITEM_BYTES if limit is None else limit
     total = limits.NDJSON_BYTES if total is None else total
-    held: list[bytes] = []  # of the line at hand
-    length = 0
-    size = 0
-    for part in chunks(request):
-        size += len(part)
-        if size > total:
-            drain(request)
-            raise _too_large("The body", total, None)
+    line = _Line(limit)
+    for part in _within(request, total, "The body"):
         *whole, rest = part.split(b"\n")
-        if whole:
-            if length + len(whole[0]) > limit:
+        for one in whole:
+            if line.size:
+                line.add(one)
+                yield from line.end()
+            elif len(one) > limit:
                 yield None
-            elif line := (b"".join((*held, whole[0])) if held else whole[0]).strip():
-                yield line
-            for line in whole[1:]:
-                if len(line) > limit:
-                    yield None
-                elif stripped := line.strip():
-                    yield stripped
-            held, length = [], 0
-        length += len(rest)
-        if length > limit:
-            held.clear()  # known to be too long: its length is enough
-        elif rest:
-            held.append(rest)
-    if length > limit:
-        yield None
-    elif line := b"".join(held).strip():
-        yield line
+            elif stripped := one.strip():
+                yield stripped
+        if rest:
+            line.add(rest)
+    yield from line.end()
+
+
+class _Line:
+    """The line at hand, of which more may come."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self.parts: list[bytes] = []
+        self.spilled: Spilled | None = None
+
+    def add(self, part: bytes) -> None:
+        self.size += len(part)
+        if self.size > self.limit:  # its length is enough
+            self._drop()
+            return
+        if self.spilled is None and self.size > HELD_BYTES:
+            self.spilled = Spilled()
+            for one in self.parts:
+                self.spilled.write(one)
+            self.parts = []
+        if self.spilled is not None:
+            self.spilled.write(part)
+        else:
+            self.parts.append(part)
+
+    def end(self) -> Iterator[bytes | Spilled | None]:
+        """The line, unless it is empty."""
+        size, spilled, parts = self.size, self.spilled, self.parts
+        self.size, self.spilled, self.parts = 0, None, []
+        if size > self.limit:
+            yield None
+        elif spilled is not None:
+            with spilled:
+                if not spilled.blank:
+                    yield spilled
+        elif whole := b"".join(parts).strip():
+            yield whole
+
+    def _drop(self) -> None:
+        if self.spilled is not None:
+            self.spilled.close()
+        self.spilled, self.parts = None, []
 
 
 def chunks(request: Request) -> Iterator[bytes]:
@@ -99,7 +182,7 @@ def chunks(request: Request) -> Iterator[bytes]:
         elif encoding in ("gzip", "x-gzip"):
             yield from _gunzip(source)
         elif encoding == "zstd":
-            with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(
+            with zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES).stream_reader(
                 source, read_size=CHUNK, read_across_frames=True, closefd=False
             ) as reader:
                 while part := reader.read(CHUNK):

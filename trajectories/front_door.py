@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PATHS = frozenset({"/api/v1/trajectories/", "/api/v1/trajectories"})
 FORMATS = {"": "native", "format=native": "native", "format=messages": "messages"}
-ORDINARY_BYTES = 1024 * 1024  # a longer body is read piece by piece
+ORDINARY_BYTES = 256 * 1024  # a longer body is read piece by piece, when there is room for it
 
 logger = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()

@@ -300,6 +300,7 @@ def _work() -> None:
     try:
         while tickets := _take():
             _write(tickets)
+            del tickets  # while waiting for the next ones these would be kept
     finally:
         connection.close()
 

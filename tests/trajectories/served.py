@@ -154,7 +154,8 @@ class ServedSite:
 
 def _read(response: HTTPResponse) -> Answer:
     raw = response.read()
-    found = json.loads(raw) if raw[:1] == b"{" else {"raw": raw.decode(errors="replace")}
+    plain = response.headers.get_content_type() in ("application/json", "application/problem+json")
+    found = json.loads(raw) if plain else {"raw": raw.decode(errors="replace")}
     assert isinstance(found, dict)
     return response.status, found
 
