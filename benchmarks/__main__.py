@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("ingest",)
+NAMES = ("ingest", "export")
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from django.utils.text import Truncator
 
 from trajectories import (
     archive,
@@ -845,7 +844,7 @@ def _content_of(row: OtelRecord) -> str:
 class OtelRecordAdmin(ProjectAdmin[OtelRecord]):
     """What came over OTLP: waiting for its trajectory, sealed into one, or in quarantine with the reason."""
 
-    list_display = ("what", "state", "why", "trajectory_ref", "project", "received_at")
+    list_display = ("id", "kind", "name", "trace_id", "state", "reason", "trajectory_ref", "project", "received_at")
     list_filter = (MyProjectsFilter, "state", "kind")
     verbs = (
         Verb("retry", "Try again", Role.RESEARCHER, _retry_span, when=_is_quarantined, needs_reason=False),
@@ -861,14 +860,6 @@ class OtelRecordAdmin(ProjectAdmin[OtelRecord]):
     list_select_related = ("project",)
     search_fields = ("trace_id__startswith", "trajectory_ref__startswith")
     payload_columns = ("data", "content_hash")
-
-    @admin.display(description="span or log record", ordering="pk")
-    def what(self, row: OtelRecord) -> str:
-        return Truncator(str(row)).chars(48)
-
-    @admin.display(description="reason")
-    def why(self, row: OtelRecord) -> str:
-        return Truncator(row.reason).chars(90) or "–"
 
     def page(self, request: HttpRequest, row: OtelRecord) -> "SpanPage":
         told = _content_of(row) if row.data is not None else ""

@@ -33,8 +33,11 @@ Finish = Literal[
 ]
 
 
-class Payload(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The base of all: strict while bytes are decoded, so that unknown fields are seen and kept, not dropped."""
+class Payload(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """The base of all: strict while bytes are decoded, so that unknown fields are seen and kept, not dropped.
+
+    gc=False: what was decoded from JSON holds no cycle, and is frozen; looking for one costs more than decoding.
+    """
 
     extra: dict[str, object] = {}
 

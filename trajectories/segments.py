@@ -6,6 +6,7 @@ no steps (first 0, last -1) and a page of a long run opens one other segment.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 from django.core.files.storage import storages
@@ -312,9 +313,11 @@ def load_many(
     trajectories: Sequence[Trajectory], *, with_actions: bool = True, open_blobs: bool = True
 ) -> dict[int, LoadedPayload]:
     """The same for many in two queries, by pk. `with_actions=False` spares making them where calls alone matter."""
-    rows: dict[int, list[TrajectorySegment]] = {trajectory.pk: [] for trajectory in trajectories}
-    for row in TrajectorySegment.objects.filter(trajectory__in=rows).order_by("trajectory", "seq"):
-        rows[row.trajectory_id].append(row)
+    rows: dict[int, list[Stored]] = {trajectory.pk: [] for trajectory in trajectories}
+    found = TrajectorySegment.objects.filter(trajectory__in=list(rows)).order_by("trajectory_id", "seq")
+    columns = found.values_list("trajectory_id", "data", "raw_size", "dictionary", "location")
+    for pk, data, raw_size, dictionary, location in columns:
+        rows[pk].append(Stored(data, raw_size, dictionary, location))
     wanted = {pk for trajectory in trajectories for pk in trajectory.shared_texts}
     texts = {text.pk: decompress(bytes(text.data), text.raw_size) for text in SharedText.objects.filter(pk__in=wanted)}
     return {
@@ -329,7 +332,16 @@ def has_payload(trajectory: Trajectory) -> bool:
     return trajectory.segments.exists()
 
 
-def raw_of(row: TrajectorySegment) -> bytes:
+class Stored(NamedTuple):
+    """Of a segment's row what it takes to read it: a model's instance would cost as much as decompressing."""
+
+    data: "bytes | memoryview[int] | None"
+    raw_size: int
+    dictionary: int | None
+    location: str
+
+
+def raw_of(row: TrajectorySegment | Stored) -> bytes:
     """The JSON of a segment, wherever it lies, with marks for what lies elsewhere."""
     if row.data is not None:
         return decompress(bytes(row.data), row.raw_size, row.dictionary)
@@ -340,7 +352,7 @@ def raw_of(row: TrajectorySegment) -> bytes:
 
 def _unpack(
     trajectory: Trajectory,
-    rows: Sequence[TrajectorySegment],
+    rows: Sequence[Stored],
     texts: Sequence[bytes],
     with_actions: bool,
     open_blobs: bool,
@@ -356,7 +368,8 @@ def _unpack(
             marks |= held.marks()
         segment = _decoder.decode(raw)
         if segment.chat is not None:
-            return _loaded(trajectory, _of_chat(segment.chat, texts), segment.chat.origins)
+            told = _of_chat(segment.chat, texts, with_actions=with_actions)
+            return _loaded(trajectory, told, segment.chat.origins)
         header = header or segment.header
         stored.extend(segment.steps)
     if header is None:
@@ -390,7 +403,7 @@ def _loaded(
     return LoadedPayload(**fields, origins=origins, marks=dict(marks or {}))
 
 
-def _of_chat(chat: StoredChat, texts: Sequence[bytes]) -> TrajectoryPayload:
+def _of_chat(chat: StoredChat, texts: Sequence[bytes], *, with_actions: bool = True) -> TrajectoryPayload:
     """A shared text that is not in `texts` is left out."""
     sent = chat.sent
     if chat.system is not None and chat.system < len(texts) and sent.messages:
@@ -398,7 +411,7 @@ def _of_chat(chat: StoredChat, texts: Sequence[bytes]) -> TrajectoryPayload:
         sent = msgspec.structs.replace(sent, messages=({**first, "content": texts[chat.system].decode()}, *rest))
     if chat.tools_text is not None and chat.tools_text < len(texts):
         sent = msgspec.structs.replace(sent, tools=msgspec.json.decode(texts[chat.tools_text], type=Tools))
-    return messages_format.convert(sent)
+    return messages_format.laid_out(sent, actions=with_actions)
 
 
 def _expand(stored: Sequence[StoredStep], texts: Sequence[bytes]) -> tuple[StepPayload, ...]:

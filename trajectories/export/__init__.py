@@ -225,10 +225,12 @@ def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
 # --- in the order of recording ---------------------------------------------------------------------------------------
 
 
-def _ordered(rows: "QuerySet[Trajectory]", span: Span, tally: Tally) -> Iterator[Opened]:
+def _ordered(
+    rows: "QuerySet[Trajectory]", span: Span, tally: Tally, columns: Sequence[str] = pages.COLUMNS
+) -> Iterator[Opened]:
     """A trajectory of which some rows were taken comes again."""
     first = span.begin.pk - (span.begin.row >= 0)
-    return pages.trajectories(rows, first, span.end.pk, tally)
+    return pages.trajectories(rows, first, span.end.pk, tally, columns)
 
 
 def _native(rows: "QuerySet[Trajectory]", span: Span, tally: Tally, *, private: bool) -> Iterator[bytes]:
@@ -264,7 +266,7 @@ def _openai(rows: "QuerySet[Trajectory]", span: Span, tally: Tally) -> Iterator[
 
 
 def _hf_rows(rows: "QuerySet[Trajectory]", span: Span, tally: Tally) -> Iterator[tuple[parquet.Row, int]]:
-    for one in _ordered(rows, span, tally):
+    for one in _ordered(rows, span, tally, pages.ALL_COLUMNS):
         tally.lines += 1
         yield parquet.hf_row(one), one.row.raw_size
 

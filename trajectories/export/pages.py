@@ -24,10 +24,12 @@ BYTES = 8 * 1024 * 1024  # of payloads that are open at once; one alone may be l
 GROUPS = 200  # groups whose members are looked up at once
 
 COLUMNS = (
-    "trajectory_id", "scenario_id", "group_id", "episode_id", "started_at", "ended_at", "received_at", "final_status",
-    "stop_reason", "reward", "reward_components", "reward_source", "origin", "behaviour", "model_names", "n_steps",
-    "n_calls", "prompt_tokens", "completion_tokens", "fidelity", "quality", "is_evaluation", "is_superseded",
-    "is_excluded", "twin_of_id", "raw_size", "shared_texts",
+    "trajectory_id", "scenario_id", "group_id", "final_status", "reward", "reward_components", "behaviour",
+    "model_names", "is_superseded", "is_excluded", "twin_of_id", "raw_size", "shared_texts",
+)  # fmt: skip
+ALL_COLUMNS = (
+    *COLUMNS, "episode_id", "started_at", "ended_at", "received_at", "stop_reason", "reward_source", "origin",
+    "n_steps", "n_calls", "prompt_tokens", "completion_tokens", "fidelity", "quality", "is_evaluation",
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -96,10 +98,12 @@ def last(rows: "QuerySet[Trajectory]") -> int:
     return newest or 0
 
 
-def trajectories(rows: "QuerySet[Trajectory]", after: int, until: int, tally: Tally) -> Iterator[Opened]:
+def trajectories(
+    rows: "QuerySet[Trajectory]", after: int, until: int, tally: Tally, columns: Sequence[str] = COLUMNS
+) -> Iterator[Opened]:
     """Those with `after` < pk <= `until`, in the order of recording."""
     while True:
-        page = list(rows.filter(pk__gt=after, pk__lte=until).only(*COLUMNS).order_by("id")[:ROWS])
+        page = list(rows.filter(pk__gt=after, pk__lte=until).only(*columns).order_by("id")[:ROWS])
         if not page:
             return
         yield from opened(page, tally)

@@ -145,7 +145,13 @@ def convert(sent: MessagesPayload) -> TrajectoryPayload:
         raise Invalid(
             f"There are {len(sent.completions)} completions and {written} assistant messages.", pointer="/completions"
         )
-    completions = (*sent.completions, *((None,) * (written - len(sent.completions))))
+    return laid_out(sent)
+
+
+def laid_out(sent: MessagesPayload, *, actions: bool = True) -> TrajectoryPayload:
+    """The same of what was checked before, as it is when it comes from the store. `actions`: made from the results."""
+    histories = sent.histories if sent.histories is not None else (sent.messages or (),)
+    completions = sent.completions
     steps: list[StepPayload] = []
     closing: tuple[Message, ...] = ()
     for number, history in enumerate(histories):
@@ -159,7 +165,7 @@ def convert(sent: MessagesPayload) -> TrajectoryPayload:
         steps.extend(made)
     return TrajectoryPayload(
         **{field: getattr(sent, field) for field in Envelope.__struct_fields__},
-        steps=with_actions(steps, closing),
+        steps=with_actions(steps, closing) if actions else tuple(steps),
         closing_messages=closing,
     )
 
@@ -187,20 +193,16 @@ def _steps(
             continue
         context = tuple(history[begin:index])
         begin = index + 1
-        completion = completions[len(steps)]
-        prompt = (
-            {"messages": context}
-            if not steps
-            else {"prompt_ref": PromptRef(call=first_call + len(steps) - 1, append=context)}
+        number = len(steps)
+        told: dict[str, object] = (
+            {"prompt_ref": PromptRef(call=first_call + number - 1, append=context)} if number else {"messages": context}
         )
-        call = _call(message, completion, model, prompt)
-        steps.append(
-            StepPayload(
-                timestamp=completion.timestamp if completion else None,
-                llm_calls=(call,),
-                reward=completion.reward if completion else None,
-            )
-        )
+        completion = completions[number] if number < len(completions) else None
+        if completion is None:
+            steps.append(StepPayload(llm_calls=(_call(message, None, model, told),)))
+            continue
+        call = _call(message, completion, model, told)
+        steps.append(StepPayload(timestamp=completion.timestamp, llm_calls=(call,), reward=completion.reward))
     return steps, tuple(history[begin:])
 
 
@@ -208,35 +210,50 @@ TAKEN = frozenset(LlmCallPayload.__struct_fields__) & frozenset(CompletionPayloa
 
 
 def _call(
-    message: Message, completion: CompletionPayload | None, model: str | None, prompt: Mapping[str, object]
+    message: Message, completion: CompletionPayload | None, model: str | None, told: dict[str, object]
 ) -> LlmCallPayload:
-    """The call that wrote the message. What of the message has no place in a call is kept in extra["message"]."""
-    told: dict[str, object] = dict(prompt)
+    """The call that wrote the message; `told`: its prompt. What of the message has no place in a call is kept in
+    extra["message"]."""
     if completion is not None:
         told.update((name, getattr(completion, name)) for name in TAKEN)
     if told.get("model") is None:
         told["model"] = model
-    rest = {key: value for key, value in message.items() if key not in ("role", "content", "tool_calls")}
-    content = message.get("content")
-    if isinstance(content, list):
-        rest["content"] = content
-    else:
-        told["response"] = content
-    tool_calls = message.get("tool_calls")
-    if isinstance(tool_calls, str) or (
-        isinstance(tool_calls, list) and all(isinstance(one, dict | str) for one in tool_calls)
-    ):
-        told["tool_calls"] = tool_calls
-    elif tool_calls is not None:
-        rest["tool_calls"] = tool_calls
-    if isinstance(rest.get("reasoning_content"), str):
-        told["reasoning"] = rest.pop("reasoning_content")
-    if message.get("weight") == 0:
-        told["trainable"] = False
-    extra = dict(completion.extra) if completion else {}
+    placed = 1  # the role
+    rest: dict[str, object] = {}
+    if "content" in message:
+        content = message["content"]
+        placed += 1
+        if isinstance(content, list):
+            rest["content"] = content
+        else:
+            told["response"] = content
+    if "tool_calls" in message:
+        tool_calls = message["tool_calls"]
+        placed += 1
+        if isinstance(tool_calls, str) or _are_calls(tool_calls):
+            told["tool_calls"] = tool_calls
+        elif tool_calls is not None:
+            rest["tool_calls"] = tool_calls
+    if placed < len(message):
+        others = {key: value for key, value in message.items() if key not in ("role", "content", "tool_calls")}
+        if isinstance(others.get("reasoning_content"), str):
+            told["reasoning"] = others.pop("reasoning_content")
+        if others.get("weight") == 0:
+            told["trainable"] = False
+        rest = {**others, **rest}
     if rest:
-        extra["message"] = rest
-    return msgspec.convert({**told, "extra": extra}, LlmCallPayload)
+        told["extra"] = {**(completion.extra if completion else {}), "message": rest}
+    elif completion is not None and completion.extra:
+        told["extra"] = dict(completion.extra)
+    return LlmCallPayload(**told)  # type: ignore[arg-type]  # each was checked above, or where it was decoded
+
+
+def _are_calls(found: object) -> bool:
+    if not isinstance(found, list):
+        return False
+    if len(found) == 1:  # as nearly always: a generator would cost more than what it looks at
+        return isinstance(found[0], dict | str)
+    return all(isinstance(one, dict | str) for one in found)
 
 
 def with_actions(steps: Sequence[StepPayload], closing: tuple[Message, ...]) -> tuple[StepPayload, ...]:
@@ -246,7 +263,7 @@ def with_actions(steps: Sequence[StepPayload], closing: tuple[Message, ...]) -> 
     made: list[StepPayload] = []
     for number, step in enumerate(steps):
         call = step.llm_calls[0]
-        asked = tool_calls(call)
+        asked = tool_calls(call) if call.tool_calls else ()
         if asked:
             following = call.closing_messages
             if not following and number + 1 < len(steps):
@@ -266,6 +283,9 @@ def without_actions(steps: Sequence[StepPayload]) -> tuple[StepPayload, ...]:
 
 def tool_calls(call: LlmCallPayload) -> list[dict[str, object]]:
     """The tool calls as objects; some senders have them as JSON text, some of it broken: that is left out."""
+    found = call.tool_calls
+    if isinstance(found, list) and len(found) == 1 and isinstance(found[0], dict):
+        return [found[0]]
     return list(_objects(call.tool_calls))
 
 
@@ -285,13 +305,15 @@ def _objects(found: object) -> Iterator[dict[str, object]]:
 def function_of(tool_call: Mapping[str, object]) -> tuple[str, object]:
     """(name, arguments) of an OpenAI tool call, whichever way it is nested."""
     inner = tool_call.get("function")
-    if not isinstance(inner, Mapping):
+    if not isinstance(inner, dict):
         inner = tool_call
     return str(inner.get("name") or ""), inner.get("arguments")
 
 
 def action(asked: Sequence[Mapping[str, object]], following: Sequence[Message]) -> ActionPayload:
     """Ids repeat inside a run and results come out of order: the first open call with the id takes a result."""
+    if len(asked) == 1:
+        return _action_of_one(asked[0], following)
     results: list[object] = [None] * len(asked)
     errors: list[object] = [None] * len(asked)
     open_calls = list(range(len(asked)))
@@ -304,13 +326,8 @@ def action(asked: Sequence[Mapping[str, object]], following: Sequence[Message]) 
             open_calls.remove(taker)
             results[taker] = message.get("content")
             errors[taker] = message.get("error")
-    names = [function_of(one)[0] for one in asked]
-    parameters: dict[str, object] | None = None
-    if len(asked) == 1:
-        parameters = _arguments(function_of(asked[0])[1])
     return ActionPayload(
-        action_type=names[0] if len(names) == 1 else "tool_calls",
-        parameters=parameters,
+        action_type="tool_calls",
         calls=tuple(
             ActionCallPayload(
                 tool_call_id=str(one["id"]) if one.get("id") is not None else None, result=result, error=error
@@ -318,6 +335,18 @@ def action(asked: Sequence[Mapping[str, object]], following: Sequence[Message]) 
             for one, result, error in zip(asked, results, errors, strict=True)
         ),
     )
+
+
+def _action_of_one(asked: Mapping[str, object], following: Sequence[Message]) -> ActionPayload:
+    ident = asked.get("id")
+    result = error = None
+    for message in following:
+        if message.get("role") == "tool" and message.get("tool_call_id") in (None, ident):
+            result, error = message.get("content"), message.get("error")
+            break
+    name, arguments = function_of(asked)
+    told = ActionCallPayload(tool_call_id=str(ident) if ident is not None else None, result=result, error=error)
+    return ActionPayload(action_type=name, parameters=_arguments(arguments), calls=(told,))
 
 
 def _arguments(raw: object) -> dict[str, object] | None:
