@@ -355,7 +355,7 @@ class Gateway:
             said = f"The backend broke off: {str(exc) or type(exc).__name__}"
             talk.error = {"message": said, "type": "server_error", "code": "backend_broke_off"}
             if talk.started:
-                talk.tail = wire.event_of({"error": {**talk.error, "param": None}})
+                talk.tail += wire.event_of({"error": {**talk.error, "param": None}})
             else:
                 talk.status = 502
                 talk.reply = (502, [], wire.error_body(said, "server_error", "backend_broke_off"))
@@ -366,21 +366,29 @@ class Gateway:
         events = wire.Events()
         await self._start(talk, send, 200, [*head, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")])
         async for part in response.aiter_raw():
-            out = b"".join(self._event(talk, event) for event in events.feed(part))
+            out = b""
+            for event in events.feed(part):
+                shown = self._event(talk, event)
+                # From the finish reason on the answer is whole to the client: all that is kept back.
+                if talk.answer.finish_reason is None and not talk.tail:
+                    out += shown
+                else:
+                    talk.tail += shown
             if out:
                 await send({"type": "http.response.body", "body": out, "more_body": True})
         rest = events.rest()
         if rest.strip():
-            talk.tail += self._event(talk, rest)
+            shown = self._event(talk, rest)  # may itself add to the tail
+            talk.tail += shown
 
     def _event(self, talk: Talk, event: bytes) -> bytes:
-        """An event as the client gets it now; the last one is kept back."""
+        """An event as the client gets it."""
         data = wire.data_of(event)
         if data is None:
             return event
         if data.strip() == wire.DONE:
             talk.stop_clock()
-            talk.tail = event
+            talk.tail += event
             return b""
         body = wire.loads(data)
         if not isinstance(body, dict):
