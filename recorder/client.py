@@ -494,7 +494,7 @@ def _parameter(value: object) -> str:
 def _object(response: httpx.Response) -> dict[str, object]:
     try:
         return _mapping(response.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ApiError(
             f"{response.request.url} answered {response.status_code} with something else than a JSON object. "
             "Is this the address of the site?",

@@ -29,6 +29,8 @@ logger = logging.getLogger("recorder")
 MiB = 1024 * 1024
 FAULTS = 8  # answers 500 that one trajectory gets before it is set aside
 ADOPT_EVERY = 60.0  # seconds
+MOST_ANSWER = 16 * MiB  # of an answer that is read; the site's are some hundred bytes an item
+LONGEST_ANSWER = 120.0  # seconds from its head to its end
 GZIP_FROM = 64 * 1024  # bytes; below, packing costs more than it saves
 
 
@@ -486,7 +488,7 @@ class Courier:
         said = json.loads(body)
         path = f"trajectories/{quote(str(said.pop('trajectory_id')), safe='')}/reward/"
         try:
-            response = http.patch(path, json=said)
+            response = _ask(http, "PATCH", path, json.dumps(said).encode(), {"Content-Type": "application/json"})
         except httpx.HTTPError as exc:
             return Outcome(Verdict.AGAIN, problems.no_answer(exc))
         if response.status_code in (200, 202):
@@ -517,7 +519,22 @@ def _post(http: httpx.Client, path: str, body: bytes, content_type: str) -> http
     if len(body) >= GZIP_FROM:
         body = gzip.compress(body, compresslevel=1)
         headers["Content-Encoding"] = "gzip"
-    return http.post(path, content=body, headers=headers)
+    return _ask(http, "POST", path, body, headers)
+
+
+def _ask(http: httpx.Client, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
+    """The whole answer, bounded: what stands in the site's place may talk without end. Raises httpx.HTTPError."""
+    with http.stream(method, path, content=body, headers=headers) as response:
+        until = time.monotonic() + LONGEST_ANSWER
+        content = bytearray()
+        for part in response.iter_bytes():
+            content += part
+            if len(content) > MOST_ANSWER:
+                raise httpx.ReadError(f"the answer is longer than {MOST_ANSWER} bytes", request=response.request)
+            if time.monotonic() > until:
+                raise httpx.ReadTimeout(f"the answer takes longer than {LONGEST_ANSWER} s", request=response.request)
+    kept = {name: value for name, value in response.headers.items() if name == "retry-after"}
+    return httpx.Response(response.status_code, headers=kept, content=bytes(content), request=response.request)
 
 
 def _refusal(response: httpx.Response) -> Outcome:
@@ -551,7 +568,7 @@ def _per_item(response: httpx.Response, n: int) -> list[Outcome]:
 def _object(response: httpx.Response) -> Mapping[str, object]:
     try:
         body: object = json.loads(response.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
 

@@ -116,7 +116,7 @@ def retry_after(header: str | None) -> float | None:
 def _body(response: httpx.Response) -> Mapping[str, object]:
     try:
         body: object = json.loads(response.content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
 

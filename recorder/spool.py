@@ -100,12 +100,17 @@ class Spool:
             self._rewards += 1
             name = f"{file_name(trajectory_id)}.{self._rewards}"
         path = self.folder / f"{name}{REWARD}"
-        self._append(path, "R", body)
+        try:
+            self._append(path, "R", body)
+        except OSError:
+            self._remove(path)  # a disk that fills up takes half a line
+            raise
         return Item(trajectory_id, len(body), path=path, alone=True, reward=True)
 
     def forget(self, trajectory_id: str) -> None:
-        """Remove what was written of an open one: it goes on in memory alone."""
-        self._remove(self._path(trajectory_id, OPEN))
+        """Remove what was written of an open one, as far as the disk lets us: it goes on in memory alone."""
+        with contextlib.suppress(OSError):
+            self._remove(self._path(trajectory_id, OPEN))
 
     def done(self, item: Item) -> None:
         """The site has it."""

@@ -212,3 +212,40 @@ def test_others_on_the_machine_cannot_read_the_spool(tmp_path: Path) -> None:
     assert {folder.stat().st_mode & 0o077 for folder in folders} == {0}
     assert [json.loads(path.read_bytes().splitlines()[0][1:])["agent_id"] for path in files(tmp_path)] == ["agent"]
     recording.close(0)
+
+
+FULL = """
+import resource, sys
+import httpx
+from recorder import Recorder
+
+def site(request):
+    return httpx.Response(503, json={})
+
+# What the system refuses to write beyond, half a line included: as on a full disk.
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+recording = Recorder("http://site", "k", spool=sys.argv[1], transport=httpx.MockTransport(site), exit_seconds=0.0)
+with recording.start_trajectory(trajectory_id="large") as trajectory:
+    for n in range(10):
+        trajectory.start_step({"text": "x" * 5_000}).complete()
+with recording.start_trajectory(trajectory_id="small") as trajectory:
+    trajectory.start_step().complete("ACT")
+recording.reward("large", 1.0, reason="y" * 30_000)
+recording.reward("small", 1.0)
+print(recording.counts.waiting, recording.counts.faults, recording.counts.dropped)
+"""
+
+
+def test_a_disk_that_fills_up_costs_nothing_but_the_spool(tmp_path: Path) -> None:
+    ended = agent(tmp_path, FULL)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "4 0 0\n"
+    assert "Trajectory large goes on in memory" in ended.stderr
+    assert "The reward of trajectory large goes on in memory" in ended.stderr
+    site = Site()
+    with recorder(site, spool=tmp_path) as recording:  # of what did not fit, no half is left for the next process
+        assert site.arrived.wait(10)
+        assert recording.flush(10)
+        assert (recording.counts.delivered, recording.counts.rejected) == (2, 0)
+    assert list(site.taken) == ["small"]
+    assert [body for _, body in site.rewards] == [{"reward": 1.0, "source": "agent", "reason": ""}]
