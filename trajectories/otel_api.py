@@ -50,8 +50,8 @@ class _Export(ProjectAPIView):
             raise body.Unsupported(
                 f"OTLP comes as {PROTOBUF} or {JSON}, not as {(request.content_type or 'nothing')[:100]!r}."
             )
-        raw = body.read(request, limits.OTLP_BYTES, what=f"The {self.what}")
-        kept = otlp.keep(self.project, self.read(raw, kind))
+        with body.held(request, limits.OTLP_BYTES, what=f"The {self.what}") as raw:
+            kept = otlp.keep(self.project, self.read(raw, kind))
         told = self.answered(kept)
         if kind == JSON:
             return HttpResponse(json_format.MessageToJson(told, indent=None), content_type=JSON)
