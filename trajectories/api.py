@@ -414,7 +414,7 @@ def export_response(rows: "QuerySet[Trajectory]", asked: export.Asked, stem: str
 
 LIST_ARGUMENTS = frozenset(
     {"window", "agent", "scenario", "group", "status", "state", "version", "reward_min", "reward_max", "judged",
-     "evaluation", "evaluation_id", "archived", "since", "until", "episode", "cursor", "limit", "format"}
+     "evaluation", "evaluation_id", "fidelity", "archived", "since", "until", "episode", "cursor", "limit", "format"}
 )  # fmt: skip
 
 
@@ -435,6 +435,7 @@ def filtered(rows: "QuerySet[Trajectory]", arguments: Mapping[str, str]) -> "Que
         "version": "behaviour",
         "evaluation_id": "evaluation_id",
         "episode": "episode_id",
+        "fidelity": "fidelity",
     }
     for name, column in plain.items():
         if value := arguments.get(name):
@@ -457,6 +458,17 @@ def filtered(rows: "QuerySet[Trajectory]", arguments: Mapping[str, str]) -> "Que
     if until := arguments.get("until"):
         rows = rows.filter(received_at__lt=_time("until", until))
     return rows
+
+
+def filters_of(told: Iterable[str]) -> dict[str, str]:
+    """The same as commands are told them, each NAME=VALUE. Raises Invalid."""
+    found: dict[str, str] = {}
+    for one in told:
+        name, equals, value = one.partition("=")
+        if not equals or name in ("cursor", "limit", "format"):
+            raise Invalid(f"--filter {one!r} is none. Say NAME=VALUE, for example --filter agent=trader.")
+        found[name] = value
+    return found
 
 
 def summary(row: Trajectory) -> dict[str, object]:

@@ -64,7 +64,7 @@ def keep(project: Project, found: Found) -> Kept:
     """Commit what came; 2xx may be said when this has returned.
 
     Raises:
-        Full: the disk is. Refused: a redaction rule cannot be applied.
+        Full: the disk is. Refused: a redaction rule is broken. One that takes too long on a span costs that one alone.
     """
     pressure.check_room()
     rules = redaction.rules(project)
@@ -72,7 +72,13 @@ def keep(project: Project, found: Found) -> Kept:
     rows: dict[tuple[str, str, str], OtelRecord] = {}
     entries: list[Span | Event] = [*found.spans, *found.logs]
     for one in entries:
-        row = _row(project, one, rules)
+        try:
+            row = _row(project, one, rules)
+        except redaction.Failed as failed:  # and would again: the exporter is not asked to send it once more
+            kept.rejected += 1
+            if failed.detail not in kept.said:
+                kept.said.append(failed.detail)
+            continue
         place = (row.trace_id, row.kind, row.key)
         there = rows.get(place)
         if there is not None and there.content_hash != row.content_hash:

@@ -5,7 +5,6 @@ out otherwise and is still what was looked at. Killed and repeated, it finds don
 """
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 
 import msgspec
 from django.db.models import QuerySet
@@ -34,25 +33,21 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     last: int  # go on after this row's number
 
 
-def count(project: Project, *, since: datetime | None = None, after: int = 0) -> int:
-    """How many will be looked at."""
-    return _rows(project, since, after).count()
+def chosen(project: Project) -> QuerySet[Trajectory]:
+    """All that can be judged: a running one is when it ends."""
+    return Trajectory.objects.filter(project=project).exclude(state=State.OPEN)
 
 
 def recompute(
-    project: Project, *, since: datetime | None = None, after: int = 0, dry_run: bool = False
+    project: Project, rows: QuerySet[Trajectory] | None = None, *, after: int = 0, dry_run: bool = False
 ) -> Iterator[Progress]:
-    """Quality, fidelity and their findings of everything that is sealed; groups' sums follow behind."""
+    """Quality, fidelity and their findings of `rows`, else of all that can be judged; groups' sums follow behind."""
     weights = quality.weights_of(project.quality_weights)
     bases = tokens.bases(project)
-    while rows := list(_rows(project, since, after).order_by("pk")[:CHUNK]):
-        after = rows[-1].pk
-        yield _chunk(project, rows, weights, bases, dry_run=dry_run)
-
-
-def _rows(project: Project, since: datetime | None, after: int) -> QuerySet[Trajectory]:
-    rows = Trajectory.objects.filter(project=project, pk__gt=after).exclude(state=State.OPEN)
-    return rows.filter(received_at__gte=since) if since else rows
+    wanted = chosen(project) if rows is None else rows
+    while some := list(wanted.filter(pk__gt=after).order_by("pk")[:CHUNK]):
+        after = some[-1].pk
+        yield _chunk(project, some, weights, bases, dry_run=dry_run)
 
 
 def _chunk(

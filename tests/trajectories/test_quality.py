@@ -321,6 +321,19 @@ def test_since_takes_what_was_received_since(project: Project) -> None:
         recompute("--since", "yesterday")
 
 
+def test_filters_of_the_list_say_what_is_judged_again(project: Project) -> None:
+    rows = [record(project, {"llm_calls": [recordings.call()]}, agent_id=name) for name in ("trader", "clerk")]
+    Trajectory.objects.update(quality=0.1)
+
+    assert "1 looked at, 1 changed" in recompute("--filter", "agent=clerk")[0]
+    assert "0 looked at" in recompute("--filter", "agent=clerk", "--filter", "fidelity=exact")[0]
+    assert Trajectory.objects.get(agent__agent_id="clerk").quality > 0.1
+    assert Trajectory.objects.get(pk=rows[0].pk).quality == 0.1
+    for wrong, said in (("agent", "Say NAME=VALUE"), ("colour=red", "There is no filter 'colour'")):
+        with pytest.raises(CommandError, match=said):
+            recompute("--filter", wrong)
+
+
 def test_what_others_said_stays(project: Project) -> None:
     row = record(project, {"llm_calls": [recordings.call(temperature=None)]})
     mine = {"check": "source", "ok": False, "detail": "from a log"}

@@ -15,9 +15,10 @@ from pytest_django import Settings
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import auth, codec, importing, indexing, limits, redaction, segments
+from trajectories import auth, codec, importing, indexing, limits, otlp, payloads, redaction, segments
 from trajectories.models import (
     ApiKey,
+    OtelRecord,
     Project,
     RedactionCount,
     RedactionFailure,
@@ -56,6 +57,8 @@ def everything() -> bytes:
         for table in ("trajectories", "scenarios", "reward_changes", "llm_call_logs", "blobs", "reward_judgments"):
             cursor.execute(f"select t::text from {table} t")
             found += [row[0].encode() for row in cursor.fetchall()]
+    for span in OtelRecord.objects.all():
+        found += [payloads.canonical(otlp.value_of(span)), f"{span.name} {span.reason} {span.state}".encode()]
     return b"\n".join(found)
 
 
@@ -299,6 +302,63 @@ def imported(client: Client, headers: dict[str, str], words: str) -> tuple[int, 
         importing.load(project, path, report)
     assert Trajectory.objects.filter(project=project, trajectory_id="b").exists()
     return (409 if report.failed else 200), {"detail": [one.detail for one in report.errors]}
+
+
+SPAN: recordings.Body = {"traceId": "0af7651916cd43dd8448eb211c80319c", "startTimeUnixNano": "1790000000000000000",
+        "endTimeUnixNano": "1790000001000000000", "kind": 1, "status": {}}  # fmt: skip
+
+
+def told(**texts: str) -> list[dict[str, object]]:
+    return [{"key": name.replace("__", "."), "value": {"stringValue": text}} for name, text in texts.items()]
+
+
+def said(words: str) -> str:
+    return json.dumps([{"role": "user", "parts": [{"type": "text", "content": words}]}])
+
+
+def asked(number: int, words: str, **more: object) -> recordings.Body:
+    """A span of a model call."""
+    attributes = told(gen_ai__operation__name="chat", gen_ai__request__model="m", gen_ai__input__messages=said(words),
+                      gen_ai__output__messages=said(SECRET), note=words)  # fmt: skip
+    return {**SPAN, "spanId": f"{number:016x}", "name": f"chat {SECRET}", "attributes": attributes, **more}
+
+
+def rejected(answer: tuple[int, object], what: str) -> tuple[int, object]:
+    """An exporter is told of rejected spans with a 200; here as what they are."""
+    assert isinstance(answer[1], dict)
+    part = answer[1].get("partialSuccess", {})
+    return (409 if int(part.get(what, 0)) else answer[0]), answer[1]
+
+
+@entry
+def spans(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    sent = [asked(1, words), asked(2, "its neighbour")]
+    answer = send(client, headers, "POST", "/otel/v1/traces", {"resourceSpans": [{"scopeSpans": [{"spans": sent}]}]})
+    assert OtelRecord.objects.filter(key=f"{2:016x}").exists()
+    return rejected(answer, "rejectedSpans")
+
+
+@entry
+def spans_in_quarantine(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    first, other = asked(1, "first"), asked(1, words)  # one id, other content
+    for one in (first, other):
+        body = {"resourceSpans": [{"scopeSpans": [{"spans": [one]}]}]}
+        answer = rejected(send(client, headers, "POST", "/otel/v1/traces", body), "rejectedSpans")
+    assert answer[0] == 409 or OtelRecord.objects.filter(state="quarantined").exists()
+    return answer
+
+
+@entry
+def log_records(client: Client, headers: dict[str, str], words: str) -> tuple[int, object]:
+    record = {
+        "traceId": SPAN["traceId"],
+        "spanId": f"{1:016x}",
+        "timeUnixNano": SPAN["startTimeUnixNano"],
+        "attributes": told(event__name="gen_ai.user.message", card=SECRET),
+        "body": {"kvlistValue": {"values": told(content=words, role="user")}},
+    }
+    body = {"resourceLogs": [{"scopeLogs": [{"logRecords": [record]}]}]}
+    return rejected(send(client, headers, "POST", "/otel/v1/logs", body), "rejectedLogRecords")
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -56,7 +56,7 @@ class Command(BaseCommand):
         told, resume = options["filter"], options["resume"] is True
         assert isinstance(told, list)
         try:
-            rows = api.filtered(every, _filters(told))
+            rows = api.filtered(every, api.filters_of(told))
             asked = export.asked(
                 every,
                 {
@@ -85,16 +85,6 @@ class Command(BaseCommand):
         progress.end()
         if tally.unreadable:
             sys.exit(1)
-
-
-def _filters(told: Iterable[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for one in told:
-        name, equals, value = one.partition("=")
-        if not equals or name in ("cursor", "limit", "format"):
-            raise CommandError(f"--filter {one!r} is none. Say NAME=VALUE, for example --filter agent=trader.")
-        found[name] = value
-    return found
 
 
 def _in_one(rows: "QuerySet[Trajectory]", asked: export.Asked, path: Path, resume: bool, progress: "Progress") -> None:

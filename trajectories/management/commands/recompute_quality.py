@@ -9,7 +9,8 @@ from datetime import datetime
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils.dateparse import parse_date, parse_datetime
 
-from trajectories import indexing, payloads, recomputing
+from trajectories import api, indexing, payloads, recomputing
+from trajectories.errors import Problem
 from trajectories.models import Project
 
 SHOWN = 20  # changes of a dry run
@@ -21,10 +22,22 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--project", metavar="SLUG", help="all of them unless given")
         parser.add_argument("--since", metavar="TIME", help="only what was received since: 2026-11-01, or with a time")
+        parser.add_argument(
+            "--filter", action="append", default=[], metavar="NAME=VALUE", help="as GET /api/v1/trajectories/ has them"
+        )
         parser.add_argument("--after", type=int, default=0, metavar="N", help="only rows with a higher number")
         parser.add_argument("--dry-run", action="store_true", help="say what would change, change nothing")
 
-    def handle(self, *, project: str | None, since: str | None, after: int, dry_run: bool, **options: object) -> None:
+    def handle(
+        self,
+        *,
+        project: str | None,
+        since: str | None,
+        filter: list[str],
+        after: int,
+        dry_run: bool,
+        **options: object,
+    ) -> None:
         chosen = Project.objects.order_by("pk")
         if project is not None:
             chosen = chosen.filter(slug=project)
@@ -33,9 +46,15 @@ class Command(BaseCommand):
         begin = _time(since) if since else None
         looked_at = changed = unreadable = 0
         for one in chosen:
-            total = recomputing.count(one, since=begin, after=after)
+            try:
+                rows = api.filtered(recomputing.chosen(one), api.filters_of(filter))
+            except Problem as problem:
+                raise CommandError(problem.detail) from problem
+            if begin is not None:
+                rows = rows.filter(received_at__gte=begin)
+            total = rows.filter(pk__gt=after).count()
             done, began = 0, time.monotonic()
-            for progress in recomputing.recompute(one, since=begin, after=after, dry_run=dry_run):
+            for progress in recomputing.recompute(one, rows, after=after, dry_run=dry_run):
                 done += progress.looked_at
                 changed += len(progress.changes)
                 unreadable += len(progress.unreadable)
