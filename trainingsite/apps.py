@@ -9,7 +9,7 @@ class SiteConfig(AppConfig):
     label = "trainingsite"
 
     def ready(self) -> None:
-        from trainingsite import checks  # noqa: F401  (importing registers the checks)
+        from trainingsite import checks, openapi  # noqa: F401  (importing registers the checks, and how keys are told)
 
 
 class TrainingsiteAdminConfig(AdminConfig):

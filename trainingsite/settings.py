@@ -200,6 +200,10 @@ SPECTACULAR_SETTINGS = {
     "VERSION": "1",
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "trainingsite.openapi.with_problems",
+    ],
 }
 
 # Celery. The broker is never a source of truth: rows are the queue, a message is a nudge (celery.py).
