@@ -184,7 +184,7 @@ class Gateway:
 
     async def _chat(self, headers: Mapping[bytes, str], receive: Receive, send: Send) -> None:
         caller = await self.directory.caller(_key(headers))
-        raw = await _body(headers, receive, settings.GATEWAY_BODY_BYTES)
+        raw = await _body(headers, receive, settings.GATEWAY_BODY_BYTES, "gateway_body_bytes")
         try:
             asked = wire.read_request(raw, payloads.loads(raw))
         except Invalid as exc:
@@ -472,7 +472,7 @@ class Gateway:
     async def _end(self, headers: Mapping[bytes, str], trajectory_id: str, receive: Receive, send: Send) -> None:
         """Seal a trajectory after all of its calls: the end goes the same way as they do."""
         caller = await self.directory.caller(_key(headers))
-        raw = await _body(headers, receive, limits.SMALL_BODY_BYTES) or b"{}"
+        raw = await _body(headers, receive, limits.SMALL_BODY_BYTES, "small_body_bytes") or b"{}"
         try:
             payloads.check_id(trajectory_id, "/trajectory_id")
             body = payloads.decode(raw, EndBody)
@@ -823,15 +823,14 @@ def _fields(headers: Mapping[bytes, str]) -> Json:
     return fields
 
 
-async def _body(headers: Mapping[bytes, str], receive: Receive, limit: int) -> bytes:
-    """Raises WireError: 413, 415."""
+async def _body(headers: Mapping[bytes, str], receive: Receive, limit: int, name: str) -> bytes:
+    """`name` is that of the published limit. Raises WireError: 413, 415."""
     encoding = headers.get(b"content-encoding", "identity")
     if encoding != "identity":
         raise WireError(f"Content-Encoding {encoding[:50]} is not read here; send it plain.", status=415)
     length = headers.get(b"content-length", "")
-    too_large = WireError(f"The request is larger than {limit} bytes.", status=413, code="request_too_large")
     if length.isascii() and length.isdigit() and int(length[:20]) > limit:
-        raise too_large
+        raise _too_large(f"has {length[:20]} bytes", limit, name)
     parts: list[bytes] = []
     size = 0
     while True:
@@ -842,10 +841,16 @@ async def _body(headers: Mapping[bytes, str], receive: Receive, limit: int) -> b
         assert isinstance(part, bytes)
         size += len(part)
         if size > limit:
-            raise too_large
+            raise _too_large(f"has {size} bytes or more", limit, name)
         parts.append(part)
         if not event.get("more_body"):
             return b"".join(parts)
+
+
+def _too_large(size: str, limit: int, name: str) -> WireError:
+    return WireError(
+        f"The request {size}; {limit} are allowed ({name}).", status=413, code="request_too_large", param="body"
+    )
 
 
 async def _left(receive: Receive) -> None:

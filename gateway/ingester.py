@@ -92,6 +92,7 @@ class Ingester:
         self._stop = threading.Event()
         self._growing: OrderedDict[tuple[int, str], Growing] = OrderedDict()
         self._known: OrderedDict[tuple[int, str], None] = OrderedDict()  # trajectories that are there
+        self._unopened: dict[tuple[int, str], Problem] = {}  # of the records at hand: why they could not be
         self._projects: dict[int, tuple[float, Project]] = {}
         self._ends: dict[str, Callable[[Outcome], None]] = {}
         self._told: list[tuple[End, Outcome]] = []
@@ -258,6 +259,7 @@ class Ingester:
     def _open(self, records: Sequence[tuple[Line, Call | End]]) -> None:
         """Open trajectories that are not there, before the transaction: opening again changes nothing."""
         first: dict[tuple[int, str], Call] = {}
+        self._unopened.clear()
         for _, record in records:
             key = (record.project, record.trajectory_id)
             if isinstance(record, Call) and key not in self._known:
@@ -273,19 +275,24 @@ class Ingester:
                     continue
                 try:
                     payload = recordings.opening_of(first[pk, one])
-                except Problem:
-                    continue  # appending will say that it is not there
+                except Problem as problem:
+                    self._unopened[pk, one] = problem
+                    continue
                 incoming.append(Incoming(payload=payload, canonical=payloads.canonical(payload), source_format=FORMAT))
             try:
                 project = self._project(pk)
             except Gone:
                 continue
             if incoming:
-                for found in ingestion.record_many(project, incoming):
+                results = ingestion.record_many(project, incoming)
+                for opening, found in zip(incoming, results, strict=True):
                     if isinstance(found, Problem) and found.status >= 500:
                         raise Later(found.detail)
+                    if isinstance(found, Problem):
+                        self._unopened[pk, opening.payload.trajectory_id] = found
             for one in ids:
-                self._remember((pk, one))
+                if (pk, one) not in self._unopened:
+                    self._remember((pk, one))
 
     def _remember(self, key: tuple[int, str]) -> None:
         self._known[key] = None
@@ -322,7 +329,9 @@ class Ingester:
         row = Trajectory.objects.select_for_update().filter(project=project, trajectory_id=trajectory_id).first()
         if row is None:
             self._known.pop((project.pk, trajectory_id), None)
-            raise Unknown(f"The trajectory {trajectory_id} was erased, or its opening was refused.")
+            raise self._unopened.get((project.pk, trajectory_id)) or Unknown(
+                f"The trajectory {trajectory_id} was erased."
+            )
         if row.state == State.SEALED:
             raise Conflict(f"The trajectory {trajectory_id} was sealed before this call came in.")
         key = (project.pk, trajectory_id)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Iterator
 
 import httpx
 import openai
@@ -20,6 +21,13 @@ BODY = json.dumps({"model": "tiny", "messages": QUESTION}).encode()
 def post(gateway: RunningGateway, key: str, content: bytes, **headers: str) -> httpx.Response:
     told = {"Authorization": f"Bearer {key}", **{name.replace("_", "-"): value for name, value in headers.items()}}
     return httpx.post(f"{gateway.url}/v1/chat/completions", content=content, headers=told, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def small_gateway(db: None, endpoint: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    data = tmp_path_factory.mktemp("small") / "data"
+    with RunningGateway(data, endpoint.url, GATEWAY_BODY_BYTES="4096") as running:
+        yield running
 
 
 def error(response: httpx.Response) -> dict[str, object]:
@@ -97,10 +105,22 @@ def test_the_same_id_in_another_project_is_another_trajectory(
     assert row_of(other, "t1").agent.agent_id == "b1"
 
 
-def test_a_request_above_the_limit_is_413(gateway: RunningGateway, key: str) -> None:
-    huge = json.dumps({"messages": [{"role": "user", "content": "x" * (33 * 1024 * 1024)}]}).encode()
-    answer = post(gateway, key, huge)
-    assert (answer.status_code, error(answer)["code"]) == (413, "request_too_large")
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_request_at_the_limit_is_served_and_one_byte_more_is_413(
+    small_gateway: RunningGateway, key: str, streamed: bool
+) -> None:
+    def ask(size: int) -> httpx.Response:
+        raw = BODY + b" " * (size - len(BODY))
+        sent = iter([raw[:1000], raw[1000:]]) if streamed else raw  # without a Content-Length, and with one
+        told = {"Authorization": f"Bearer {key}"}
+        return httpx.post(f"{small_gateway.url}/v1/chat/completions", content=sent, headers=told, timeout=30)
+
+    assert ask(4096).status_code == 200
+    answer = ask(4097)
+
+    assert (answer.status_code, error(answer)["code"], error(answer)["param"]) == (413, "request_too_large", "body")
+    assert "has 4097 bytes" in str(error(answer)["message"])
+    assert "4096 are allowed (gateway_body_bytes)" in str(error(answer)["message"])
 
 
 def test_calls_at_the_same_time_in_one_trajectory_are_steps_each(

@@ -290,6 +290,8 @@ ELSEWHERE = {  # shown by a test of their own
     "redaction_milliseconds": "test_redaction.py",
     "disk_free_floor_mb": "test_pressure.py",
     "database_max_mb": "test_pressure.py",
+    "gateway_body_bytes": "gateway/test_refuse_calls.py",
+    "gateway_spool_bytes": "gateway/test_full_spool.py",
 }
 
 
