@@ -18,6 +18,8 @@ from schemathesis import GenerationMode
 from schemathesis.core.result import Ok
 
 from tests import builders
+from tests.trajectories import recordings
+from trajectories import formats, ingestion
 from trajectories.models import Role
 
 
@@ -91,7 +93,8 @@ def cases(draw: Callable[[st.SearchStrategy[Made]], Made], negative: bool) -> Ma
 def furnished() -> dict[str, str]:
     """A project with one of most things, and the headers of a key that may do all."""
     project = builders.make_project()
-    builders.make_batch(project, groups=(builders.make_group(project),))
+    builders.make_batch(project)
+    ingestion.record(project, formats.incoming(json.dumps(recordings.native("here", scenario_id="s")).encode()))
     builders.make_evaluation(builders.make_model(project))
     owner = builders.make_member(project, Role.APPROVER)
     return builders.bearer(builders.make_key(project, owner=owner)[1])

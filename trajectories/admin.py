@@ -81,6 +81,12 @@ class Line:
     is_context: bool = False
     blobs: Sequence["BlobView"] = ()  # large parts of it, which lie elsewhere
 
+    def __post_init__(self) -> None:
+        """A NUL in HTML is shown by no browser; its picture is."""
+        for name in ("role", "text", "note"):
+            if "\x00" in (words := getattr(self, name)):
+                object.__setattr__(self, name, words.replace("\x00", "\u2400"))
+
     @property
     def is_long(self) -> bool:
         return len(self.text) > LONG or self.text.count("\n") > 24
