@@ -40,6 +40,8 @@ def recognises(value: object) -> bool:
     if isinstance(value.get("attempts"), list):
         return any(recognises(one) for one in lenient.listed(value["attempts"])[:3])
     turns = lenient.listed(value.get("trajectory"))
+    if value.get("trajectory") == [] == value.get("history") and isinstance(value.get("info"), dict):
+        return True  # the environment did not start
     if turns:
         first = turns[0]
         return isinstance(first, dict) and set(first) >= TURN and bool({"response", "thought"} & set(first))
@@ -69,8 +71,6 @@ def _incoming(run: dict[str, object], source: str, attempt: int | None, around: 
     info = lenient.mapping(run.get("info"))
     history = [_message(one) for one in lenient.listed(run.get("history"))]
     turns = lenient.objects(run.get("trajectory"))
-    if not turns and not history:
-        raise Invalid("This run of SWE-agent has neither turns nor a history.", pointer="/trajectory")
     replay = _replay(run.get("replay_config"))
     calls, closing = _calls(turns, history, _settings(replay)) if turns else _calls_of_history(history)
     laid = conversations.lay(calls, closing)
@@ -96,7 +96,7 @@ def _incoming(run: dict[str, object], source: str, attempt: int | None, around: 
         ),
         "agent_id": NAME,
         "scenario": lenient.scenario(lenient.identifier(*scenario), task),
-        "final_status": _final_status(told, turns),
+        "final_status": _final_status(told, turns) if told or calls else "environment_error",
         "stop_reason": told[:200] or None,
         "metadata": {"environment": run.get("environment"), "attempt": attempt},
         "metrics": stats,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.trajectories.formats import outcomes
+from tests.trajectories.formats import outcomes, reading
 from trajectories.errors import Invalid
 from trajectories.formats import swe_agent
 from trajectories.transcripts import histories, prompts
@@ -176,11 +176,17 @@ def test_state_of_old_files_is_json_text_and_messages_of_the_next_prompt_are_not
     assert not outcomes.lost(value, payload)
 
 
-def test_a_run_without_turns_and_history_is_refused() -> None:
-    (found,) = swe_agent.read({"trajectory": [], "history": [], "info": {}}, source="")
-    assert isinstance(found, Invalid)
+def test_what_is_no_object_is_refused() -> None:
     (found,) = swe_agent.read([1], source="")
     assert isinstance(found, Invalid)
+
+
+@pytest.mark.parametrize("info", [{}, {"exit_status": "exit_environment_error"}])
+def test_a_run_whose_environment_did_not_start_is_a_trajectory_without_calls(info: Body) -> None:
+    payload = reading.one({"trajectory": [], "history": [], "info": info, "environment": "main"}, source="a__b-1.traj")
+
+    assert list(payload.calls()) == []
+    assert (payload.final_status, payload.scenario_ref()) == ("environment_error", "swe/a__b-1")
 
 
 @pytest.mark.parametrize(
