@@ -21,7 +21,7 @@ NAME = "nemo-gym"
 ALIASES = ("nemo-gym-rollouts",)
 
 BESIDE = ("_materialized_inputs", "_reward_profiling", "_aggregate_metrics", "_agent_metrics")
-TASK_KEYS = ("_ng_task_index", "task_idx", "task_id", "instance_id", "uuid", "problem_id", "id")
+TASK_KEYS = ("_ng_task_index", "task_idx", "task_id", "instance_id", "uuid", "problem_id", "id", "source_id")
 GOLD = (
     "answer",
     "expected_answer",
@@ -43,7 +43,28 @@ def recognises(value: object) -> bool:
     if not isinstance(value, dict):
         return False
     failed = "_ng_task_index" in value and ("_ng_failure_class" in value or "error" in value)
-    return failed or isinstance(value.get("responses_create_params"), dict)
+    return failed or isinstance(value.get("responses_create_params"), dict) or _is_short(value)
+
+
+def _is_short(value: Mapping[str, object]) -> bool:
+    """Rows that some environments publish: the answer alone, or the answers of the run without what it was asked."""
+    if "reward" not in value:
+        return False
+    run = value.get("trajectory")
+    return (isinstance(run, dict) and isinstance(run.get("output"), list)) or (
+        isinstance(value.get("policy_response"), str) and "rollout_kind" in value
+    )
+
+
+def _whole(row: Mapping[str, object]) -> Mapping[str, object]:
+    """A short row as others have it."""
+    if "response" in row or "responses_create_params" in row or not _is_short(row):
+        return row
+    run = row.get("trajectory")
+    if isinstance(run, dict):
+        return {**lenient.rest(row, ("trajectory",)), "response": run}
+    said = {"type": "message", "role": "assistant", "content": row["policy_response"]}
+    return {**lenient.rest(row, ("policy_response",)), "response": {"output": [said]}}
 
 
 def lies_beside(path: Path) -> bool:
@@ -63,7 +84,8 @@ def read(value: object, *, source: str) -> Iterator[Incoming | Problem]:
         yield problem
 
 
-def _incoming(row: Mapping[str, object], source: str) -> Incoming:
+def _incoming(sent: Mapping[str, object], source: str) -> Incoming:
+    row = _whole(sent)
     params = lenient.mapping(row.get("responses_create_params"))
     response = lenient.mapping(row.get("response"))
     agent = lenient.text(lenient.mapping(row.get("agent_ref")).get("name")) or lenient.stem(source) or NAME
@@ -91,7 +113,7 @@ def _incoming(row: Mapping[str, object], source: str) -> Incoming:
         rest.pop("reward")
     return turns.incoming(
         {
-            "trajectory_id": lenient.identifier(NAME, agent, key, attempt, lenient.digest(row)[:12]),
+            "trajectory_id": lenient.identifier(NAME, agent, key, attempt, lenient.digest(sent)[:12]),
             "agent_id": lenient.identifier(agent),
             "scenario": lenient.scenario(task, _description(shown), {"private": gold} if gold else None),
             "started_at": lenient.time(response.get("created_at")),

@@ -10,6 +10,7 @@ from tests.trajectories import recordings
 from tests.trajectories.formats import reading
 from trajectories.errors import Problem
 from trajectories.formats import lenient
+from trajectories.formats.incoming import Incoming
 
 FOLDER = recordings.DATA / "nemo_gym"
 WORDS = (
@@ -236,6 +237,21 @@ def test_totals_of_zero_are_unknown() -> None:
 
     assert payload.metrics == {}
     assert payload.steps[0].llm_calls[0].prompt_tokens is None
+
+
+def test_rows_that_publish_the_answers_alone_are_rollouts() -> None:
+    run = {"model": "m", "status": "completed", "output": [said("a"), asked("x"), came("x"), said("b")]}
+    told: Item = {"instance_id": "swe::1", "reward": 1.0, "agent": {"name": "mini"}, "trajectory": run}
+    payload = reading.one(told)
+    assert ([call.response for call in payload.calls()], payload.reward) == (["a", "b"], 1.0)
+    assert reading.counts([payload])["tool_calls"] == 1
+
+    answered: Item = {"source_id": "Age:1", "rollout_kind": "live", "policy_response": "Neither.", "reward": 0.5}
+    payload = reading.one(answered)
+    assert ([call.response for call in payload.calls()], payload.reward) == (["Neither."], 0.5)
+    (found,) = reading.read(answered)
+    assert isinstance(found, Incoming)
+    assert reading.lost(answered, [found]) == []
 
 
 def test_a_masked_sample_is_context() -> None:
