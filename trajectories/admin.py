@@ -252,7 +252,7 @@ def _lines(
 ) -> list[Line]:
     lines: list[Line] = []
     if step.environment_state:
-        lines.append(Line("state", _pretty(step.environment_state), "environment state"))
+        lines.append(Line("environment", _pretty(step.environment_state)))
     for access in step.provider_accesses:
         lines.append(Line("provider", _pretty(access.data), f"{access.provider_name} {access.purpose or ''}".strip()))
     for offset, call in enumerate(step.llm_calls):

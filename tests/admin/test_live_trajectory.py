@@ -166,6 +166,8 @@ def test_a_reward_that_changed_since_is_said_on_both_pages(client: Client, proje
     page = client.get(f"/admin/training/trainingbatch/{batch.pk}/change/").content.decode()
     assert "Reward changed since it was frozen" in page
     assert "1 of 2 trajectories" in page
+    assert "Steps 0 to" not in said  # its payload is gone: that is said, and not that it had none
+    assert "The payload cannot be read" in said and "No steps are recorded" not in said
     assert [(one.trajectory_ref, one.was, one.now) for one in pages.changed_rewards(batch)] == [
         (changed.trajectory_id, 0.0, 0.75)
     ]
