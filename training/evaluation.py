@@ -110,7 +110,10 @@ def request(
     attempts = policies.of(project).gate_attempts if attempts is None else attempts
     if not 1 <= attempts <= limits.ATTEMPTS:
         raise Invalid(
-            f"attempts is {attempts}; give 1 to {limits.ATTEMPTS}.", pointer="/attempts", limit=limits.ATTEMPTS
+            f"attempts is {attempts}; give 1 to {limits.ATTEMPTS}.",
+            pointer="/attempts",
+            limit=limits.ATTEMPTS,
+            size=attempts,
         )
     if split not in (Split.HELD_OUT, Split.LOCKED):
         raise Invalid(f"split is {split!r}; candidates are evaluated on held_out or locked.", pointer="/split")
@@ -152,7 +155,10 @@ def _choose(project: Project, split: str, most: int | None, seed: int) -> list[S
     most = limits.SCENARIOS if most is None else most
     if not 1 <= most <= limits.SCENARIOS:
         raise Invalid(
-            f"scenarios is {most}; give 1 to {limits.SCENARIOS}.", pointer="/scenarios", limit=limits.SCENARIOS
+            f"scenarios is {most}; give 1 to {limits.SCENARIOS}.",
+            pointer="/scenarios",
+            limit=limits.SCENARIOS,
+            size=most,
         )
     return found if len(found) <= most else random.Random(seed).sample(found, most)
 

@@ -335,7 +335,15 @@ def test_a_limit_takes_what_it_says_and_refuses_one_more(site: Site, name: str) 
     assert answer["limit"] == value
     if row["status"] == 413 and name != "ndjson_bytes":
         assert answer["size"] == value + 1
-        assert "pointer" in answer or name == "bulk_items"
+    assert "pointer" in answer or name in ("bulk_items", "requests_per_minute")
+
+
+@pytest.mark.parametrize("path", ["/api/v1/batches/", "/api/v1/models/", "/api/v1/trajectories/"])
+@pytest.mark.parametrize("wrong", ["0", "-1", "ten", "1e2", "00000110000000", "9" * 5000])
+def test_a_page_is_no_larger_however_its_size_is_written(site: Site, path: str, wrong: str) -> None:
+    status, answer = site.get(f"{path}?limit={wrong}")
+
+    assert (status, answer["pointer"]) == (400, "?limit")
 
 
 def test_no_time_lies_before_the_earliest_year(site: Site) -> None:

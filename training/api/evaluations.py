@@ -133,9 +133,15 @@ def _public(metadata: object) -> dict[str, object]:
 
 
 def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= limits.WORK):
-        raise Invalid(f"limit is {text[:20]!r}; give a whole number from 1 to {limits.WORK}.", limit=limits.WORK)
-    return int(text)
+    size = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
+    if size is None or not 1 <= size <= limits.WORK:
+        raise Invalid(
+            f"limit is {text[:20]!r}; give a whole number from 1 to {limits.WORK}.",
+            pointer="?limit",
+            limit=limits.WORK,
+            size=size,
+        )
+    return size
 
 
 def find(project: Project, evaluation_id: str) -> Evaluation:

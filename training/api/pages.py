@@ -41,9 +41,15 @@ def page(request: Request, rows: QuerySet[Row]) -> Page[Row]:
 def _limit(text: str | None) -> int:
     if text is None:
         return DEFAULT
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= limits.PAGE):
-        raise Invalid(f"limit is {text[:20]!r}; give a whole number from 1 to {limits.PAGE}.", limit=limits.PAGE)
-    return int(text)
+    size = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else None
+    if size is None or not 1 <= size <= limits.PAGE:
+        raise Invalid(
+            f"limit is {text[:20]!r}; give a whole number from 1 to {limits.PAGE}.",
+            pointer="?limit",
+            limit=limits.PAGE,
+            size=size,
+        )
+    return size
 
 
 def _cursor(pk: int) -> str:
