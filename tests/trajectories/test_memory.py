@@ -115,7 +115,7 @@ def test_a_frame_that_asks_for_a_large_window_is_refused(site: ServedSite) -> No
 
 
 def test_one_large_trajectory_and_a_large_batch_fit(site: ServedSite) -> None:
-    one = next(conversations("single", 30 * MB, 30 * MB))
+    one = next(conversations("single", 20 * MB, 20 * MB))
     assert within(site, lambda: site.ask("POST", f"{SINGLE}?format=messages", one))[0] == 201
 
     batch = b'{"batch": [' + b",".join(conversations("batch", 30 * MB, MB)) + b"]}"
