@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("ingest", "export")
+NAMES = ("ingest", "export", "gateway")
 
 
 def main() -> int:
