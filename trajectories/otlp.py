@@ -217,12 +217,12 @@ def assemble(project: Project, now: datetime | None = None) -> Assembled:
     """Make trajectories of the project's traces that are quiet. Safe to run twice, and at once."""
     now = now or timezone.now()
     done = Assembled()
-    for trace_ids, due in _due(project, now):
+    for trace_ids, held, due in _due(project, now):
         try:
             with transaction.atomic():
                 if not _locked(project, trace_ids):
                     continue
-                _assemble(project, trace_ids, now, done, seal=due)
+                _assemble(project, trace_ids, held, now, done, seal=due)
         except Problem as problem:
             if problem.status >= 500 or isinstance(problem, Refused):
                 logger.warning("project %s: spans wait: %s", project.slug, problem.detail)
@@ -248,8 +248,9 @@ class _Trace(msgspec.Struct):
     conversations: set[str]
 
 
-def _due(project: Project, now: datetime) -> Iterator[tuple[list[str], bool]]:
-    """Traces that belong together and have something to do; with whether their trajectories are to be sealed."""
+def _due(project: Project, now: datetime) -> Iterator[tuple[list[str], list[str], bool]]:
+    """Traces that belong together and have something to do; those of them that are not quiet yet, of which only what
+    is in the trajectory already may be read; whether their trajectories are to be sealed."""
     rows = (
         OtelRecord.objects.filter(project=project, state__in=LIVE)
         .order_by()
@@ -286,7 +287,8 @@ def _due(project: Project, now: datetime) -> Iterator[tuple[list[str], bool]]:
         wait = settings.OTEL_CONVERSATION_SECONDS if still else settings.OTEL_SEAL_SECONDS
         due = len(ready) == len(members) and now - max(one.last for one in members) >= timedelta(seconds=wait)
         if due or any(one.waiting for one in ready):
-            yield sorted(one.trace_id for one in ready), due
+            held = [one.trace_id for one in members if one not in ready]
+            yield sorted(one.trace_id for one in ready), sorted(held), due
 
 
 def _together(found: Iterable[_Trace]) -> list[list[_Trace]]:
@@ -324,9 +326,13 @@ def _complete(project: Project, trace_ids: Sequence[str]) -> set[str]:
     return {trace_id for trace_id, members in spans.items() if traces.is_complete(members)}
 
 
-def _assemble(project: Project, trace_ids: Sequence[str], now: datetime, done: Assembled, *, seal: bool) -> None:
+def _assemble(
+    project: Project, trace_ids: Sequence[str], held: Sequence[str], now: datetime, done: Assembled, *, seal: bool
+) -> None:
     """Inside a transaction that holds the project's lock: trajectories and their spans' states change together."""
-    rows = list(OtelRecord.objects.filter(_USABLE, project=project, trace_id__in=trace_ids).order_by("pk"))
+    # Without what the conversation's trajectory has already, the others would be recorded again beside it.
+    wanted = Q(_USABLE, trace_id__in=trace_ids) | Q(state=SpanState.OPEN, trace_id__in=held)
+    rows = list(OtelRecord.objects.filter(wanted, project=project).order_by("pk"))
     live = [row for row in rows if row.state in LIVE]
     if not live or not (seal or any(row.state == SpanState.WAITING for row in live)):
         return

@@ -391,6 +391,24 @@ def test_a_conversation_is_one_trajectory_over_its_traces(
     assert (second.parent_trajectory_id, second.episode_id, second.n_calls) == ("talk-1", "talk-1", 1)
 
 
+def test_a_conversation_stays_one_while_one_of_its_traces_still_gets_spans(
+    client: Client, headers: dict[str, str], project: Project
+) -> None:
+    def call(number: int, trace: int, parent: int | None = None) -> Body:
+        return chat(number, parent, [said("user", f"Day {number}.")], said("assistant", f"BUY {number}"),
+                    trace_id=f"{trace:032x}", gen_ai__conversation__id="talk-1")  # fmt: skip
+
+    send(client, headers, call(1, trace=1))
+    after(QUIET)
+    send(client, headers, call(5, trace=1, parent=99))  # its parent is not there yet
+    send(client, headers, call(2, trace=2))
+    after(QUIET)
+    assert (the_one(project).trajectory_id, the_one(project).n_calls) == ("talk-1", 2)
+
+    after(MUCH_LATER)
+    assert (the_one(project).state, the_one(project).n_calls) == ("sealed", 3)
+
+
 # --- quarantine ------------------------------------------------------------------------------------------------------
 
 
