@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import Case, Count, Max, Min, Q, When
 from django.utils import timezone
 
@@ -228,6 +228,9 @@ def assemble(project: Project, now: datetime | None = None) -> Assembled:
                 logger.warning("project %s: spans wait: %s", project.slug, problem.detail)
                 return done
             _quarantine_all(project, trace_ids, problem.detail, done)
+        except (OperationalError, InterfaceError) as exc:  # the database is away, or chose this one to end a deadlock
+            logger.warning("project %s: spans wait: %s", project.slug, exc)
+            return done
         except Exception:
             logger.exception("project %s: traces %s could not be put together", project.slug, trace_ids[:3])
             _quarantine_all(project, trace_ids, "A fault of ours; it is in the log. Try again after an update.", done)
