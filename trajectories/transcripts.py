@@ -60,6 +60,7 @@ def histories(payload: TrajectoryPayload, origins: Sequence[OriginOfCall] | None
     told = origins if origins is not None else payload_origins(payload)
     made: list[History] = []
     places: list[tuple[History, int]] = []  # by call: its history, and where its answer is or would be
+    looked: dict[int, tuple[int, bool]] = {}  # by id of the history: of so many messages, whether one has an image
     position = 0
     for number, step in enumerate(payload.steps):
         for call in step.llm_calls:
@@ -70,7 +71,10 @@ def histories(payload: TrajectoryPayload, origins: Sequence[OriginOfCall] | None
             places.append((history, at))
             if answer is not None:
                 origin = told[position] if position < len(told) else OriginOfCall("unknown")
-                history.calls.append(_call(call, at, position, number, origin, history.messages))
+                size, image = looked.get(id(history), (0, False))
+                image = image or any(map(has_image, history.messages[size:]))
+                looked[id(history)] = (at, image)
+                history.calls.append(_call(call, at, position, number, origin, image=image))
                 history.messages.append(answer)
             history.messages.extend(plain(message) for message in call.closing_messages)
             position += 1
@@ -113,14 +117,12 @@ def _history_for(
     return made[-1]
 
 
-def _call(
-    call: LlmCallPayload, at: int, position: int, step: int, origin: OriginOfCall, prompt: Sequence[Message]
-) -> HistoryCall:
+def _call(call: LlmCallPayload, at: int, position: int, step: int, origin: OriginOfCall, *, image: bool) -> HistoryCall:
     return HistoryCall(
         at=at,
         position=position,
         step=step,
-        trainable=call.trainable is not False and is_answered(call) and not any(map(has_image, prompt)),
+        trainable=call.trainable is not False and is_answered(call) and not image,
         origin=origin.origin,
         version=origin.version,
         model=call.model or "",

@@ -8,6 +8,7 @@ Gold answers (`metadata.private` of scenarios and trajectories) stay here, unles
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 
 import msgspec
 from django.db.models import QuerySet
@@ -274,23 +275,32 @@ def _hf_rows(rows: "QuerySet[Trajectory]", span: Span, tally: Tally) -> Iterator
 # --- by group --------------------------------------------------------------------------------------------------------
 
 
-def _grouped(rows: "QuerySet[Trajectory]", span: Span) -> Iterator[tuple[Place, list[Trajectory]]]:
-    """The groups of the span with their trajectories, not opened yet, each with the place after it."""
+def _grouped(rows: "QuerySet[Trajectory]", span: Span) -> Iterator[list[Trajectory]]:
+    """The trajectories of each group of the span, not opened yet."""
     if span.begin.kind == "g":
         until = span.end.pk if span.end.kind == "g" else pages.last_group(rows)
-        for pk, members in pages.groups(rows, span.begin.pk, until):
-            yield Place("g", pk), members
+        for _, members in pages.groups(rows, span.begin.pk, until):
+            yield members
 
 
-def _rewarded(
-    rows: "QuerySet[Trajectory]", span: Span, tally: Tally
-) -> Iterator[tuple[Place, Trajectory, Iterator[Opened]]]:
+def _by_group(chosen: Iterable[Trajectory], tally: Tally) -> Iterator[tuple[int, Iterator[Opened]]]:
+    """Opened some at once, across groups: most are small, and each part costs its queries."""
+    return groupby(pages.opened(chosen, tally), key=lambda one: one.row.group_id or 0)
+
+
+def _rewarded(rows: "QuerySet[Trajectory]", span: Span, tally: Tally) -> Iterator[tuple[Place, Iterator[Opened]]]:
     """What ART takes: groups, then each trajectory that is in none as a group of one. Rewards are known."""
-    for place, members in _grouped(rows, span):
-        known = [row for row in members if row.reward is not None]
-        tally.left_out["reward unknown"] += len(members) - len(known)
-        if known:
-            yield place, known[0], pages.opened(known, tally)
+
+    def known() -> Iterator[Trajectory]:
+        for members in _grouped(rows, span):
+            for row in members:
+                if row.reward is not None:
+                    yield row
+                else:
+                    tally.left_out["reward unknown"] += 1
+
+    for pk, members in _by_group(known(), tally):
+        yield Place("g", pk), members
     if span.end.kind == "t":
         first = span.begin.pk if span.begin.kind == "t" else 0
         loose = rows.filter(group=None)
@@ -298,40 +308,46 @@ def _rewarded(
             if one.row.reward is None:
                 tally.left_out["reward unknown"] += 1
             else:
-                yield Place("t", one.row.pk), one.row, iter((one,))
+                yield Place("t", one.row.pk), iter((one,))
+
+
+def _group_metadata(place: Place) -> bytes:
+    return payloads.encode(art.group_metadata(place.pk if place.kind == "g" else None, cursor(place)))
 
 
 def _art_lines(rows: "QuerySet[Trajectory]", span: Span, tally: Tally) -> Iterator[bytes]:
     """A line leaves in parts: a group may be larger than what we hold at once."""
-    for place, first, members in _rewarded(rows, span, tally):
-        told = payloads.encode(art.group_metadata(first, cursor(place)))
-        before = b'{"exceptions":[],"metadata":%b,"metrics":{},"logs":[],"trajectories":[' % told
+    for place, members in _rewarded(rows, span, tally):
+        before = b'{"exceptions":[],"metadata":%b,"metrics":{},"logs":[],"trajectories":[' % _group_metadata(place)
         for one in members:
             yield before + payloads.encode(art.trajectory(one))
             before = b","
-        if before == b",":
-            tally.lines += 1
-            yield b"]}\n"
+        tally.lines += 1
+        yield b"]}\n"
 
 
 def _art_rows(rows: "QuerySet[Trajectory]", span: Span, tally: Tally) -> Iterator[tuple[parquet.Row, int]]:
-    for index, (place, first, members) in enumerate(_rewarded(rows, span, tally)):
-        told = payloads.encode(art.group_metadata(first, cursor(place))).decode()
+    for index, (place, members) in enumerate(_rewarded(rows, span, tally)):
+        told = _group_metadata(place).decode()
         for one in members:
             tally.lines += 1
             yield parquet.art_row(one, index, told), one.row.raw_size
 
 
 def _preferences(rows: "QuerySet[Trajectory]", span: Span, tally: Tally, *, margin: float) -> Iterator[bytes]:
-    for place, members in _grouped(rows, span):
-        pair = trl.best_and_worst(members, margin)
-        if pair is None:
-            tally.left_out["no difference of known rewards"] += 1
-            continue
-        both = list(pages.opened(pair, tally))
+    def pairs() -> Iterator[Trajectory]:
+        for members in _grouped(rows, span):
+            pair = trl.best_and_worst(members, margin)
+            if pair is None:
+                tally.left_out["no difference of known rewards"] += 1
+            else:
+                yield from pair
+
+    for pk, members in _by_group(pairs(), tally):
+        both = list(members)
         row = trl.preference(*both) if len(both) == 2 else None
         if row is None:
             tally.left_out["nothing in common"] += 1
             continue
         tally.lines += 1
-        yield payloads.encode({**row, "cursor": cursor(place)}) + b"\n"
+        yield payloads.encode({**row, "cursor": cursor(Place("g", pk))}) + b"\n"

@@ -11,7 +11,6 @@ from trajectories import payloads
 from trajectories.export import native, said
 from trajectories.export.pages import Opened
 from trajectories.export.said import Conversation, Said
-from trajectories.models import Trajectory
 from trajectories.transcripts import HistoryCall
 
 ENDS = ("stop", "length", "tool_calls", "content_filter", "function_call")  # those that OpenAI's `Choice` may have
@@ -104,5 +103,5 @@ def _scalar(value: object) -> str | int | float | bool | None:
     return value if isinstance(value, str | int | float | bool | None) else payloads.encode(value).decode()
 
 
-def group_metadata(row: Trajectory, cursor: str) -> dict[str, object]:
-    return {"cursor": cursor} if row.group_id is None else {"group": row.group_id, "cursor": cursor}
+def group_metadata(group: int | None, cursor: str) -> dict[str, object]:
+    return {"cursor": cursor} if group is None else {"group": group, "cursor": cursor}

@@ -9,7 +9,7 @@ import base64
 import binascii
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 from django.db.models import Max, QuerySet
@@ -110,20 +110,20 @@ def trajectories(
         after = page[-1].pk
 
 
-def opened(page: Sequence[Trajectory], tally: Tally) -> Iterator[Opened]:
+def opened(rows: Iterable[Trajectory], tally: Tally) -> Iterator[Opened]:
     """The rows with their payloads, some at once."""
-    told = Scenario.objects.in_bulk({row.scenario_id for row in page if row.scenario_id is not None})
-    for part in _parts(page):
+    for part in _parts(rows):
+        told = Scenario.objects.in_bulk({row.scenario_id for row in part if row.scenario_id is not None})
         for row, payload in _loaded(part, tally):
             tally.trajectories += 1
             yield Opened(row, payload, told.get(row.scenario_id) if row.scenario_id is not None else None)
 
 
-def _parts(page: Sequence[Trajectory]) -> Iterator[list[Trajectory]]:
+def _parts(rows: Iterable[Trajectory]) -> Iterator[list[Trajectory]]:
     part: list[Trajectory] = []
     size = 0
-    for row in page:
-        if part and size + row.raw_size > BYTES:
+    for row in rows:
+        if part and (size + row.raw_size > BYTES or len(part) >= ROWS):
             yield part
             part, size = [], 0
         part.append(row)

@@ -86,12 +86,16 @@ def tool(told: dict[str, object]) -> dict[str, object]:
 
 def _said(message: Message, call: HistoryCall | None) -> Said:
     role = str(message.get("role") or "user")
-    if role == "function":
-        role = "tool"
-    reasoning, name, tool_call_id = (message.get(key) for key in ("reasoning_content", "name", "tool_call_id"))
+    if role not in ROLES:
+        role = "tool" if role == "function" else "user"
+    content = message.get("content")
+    text = content if isinstance(content, str) else _text(message)
+    if len(message) == 2 and text is content:  # nothing but who said what
+        return Said(role=role, text=text, call=call)
+    reasoning, name, tool_call_id = message.get("reasoning_content"), message.get("name"), message.get("tool_call_id")
     return Said(
-        role=role if role in ROLES else "user",
-        text=_text(message),
+        role=role,
+        text=text,
         parts=_parts(message) if role == "user" else None,
         reasoning=reasoning if isinstance(reasoning, str) else None,
         asked=tuple(_asked(message)) if role == "assistant" else (),
