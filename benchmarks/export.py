@@ -61,13 +61,13 @@ def site() -> Iterator[None]:
 
 
 def record(bodies: Iterable[bytes]) -> "Project":
-    from trajectories import indexing, ingestion
+    from trajectories import indexing, ingestion, preparing
     from trajectories.formats import messages
     from trajectories.models import Project
 
     project = Project.objects.get(slug="default")
     recorded = ingestion.record_many(project, (messages.decode(body) for body in bodies))
-    faults = [one for one in recorded if not isinstance(one, ingestion.Recorded)]
+    faults = [one for one in recorded if not isinstance(one, preparing.Recorded)]
     if faults:
         raise SystemExit(f"recording failed: {faults[0]}")
     indexing.drain(project)

@@ -24,7 +24,7 @@ from gateway.recordings import FORMAT, MADE, Call, End
 from gateway.spool import Line, Position, Spool
 from gateway.wire import Json
 from trainingsite.celery import nudge
-from trajectories import ingestion, payloads, segments, tasks, transcripts
+from trajectories import ingestion, payloads, preparing, running, segments, tasks, transcripts
 from trajectories.errors import Conflict, Gone, Problem, Unknown
 from trajectories.formats.incoming import Incoming
 from trajectories.models import Project, State, Trajectory
@@ -48,7 +48,7 @@ class Later(Exception):
 class Outcome:
     """What became of an end, for the client that waits for it."""
 
-    recorded: ingestion.Recorded | None = None
+    recorded: preparing.Recorded | None = None
     problem: Problem | None = None
 
 
@@ -233,7 +233,7 @@ class Ingester:
             if record.id in self._ends:  # the client is told
                 return
         if isinstance(exc, DatabaseError) and self._tries < STUBBORN:
-            ingestion.forget()  # something that we remember was deleted
+            preparing.forget()  # something that we remember was deleted
             raise Later(str(exc)) from exc
         if not isinstance(exc, Problem):
             logger.error("a record of the spool cannot be taken in", exc_info=exc)
@@ -311,14 +311,14 @@ class Ingester:
                 steps.append(_step(record, growing))
                 continue
             if steps:
-                ingestion.append_steps(project, trajectory_id, steps)
+                running.append_steps(project, trajectory_id, steps)
                 steps = []
             body = recordings.end_of(record)
-            self._told.append((record, Outcome(recorded=ingestion.end(project, trajectory_id, body))))
+            self._told.append((record, Outcome(recorded=running.end(project, trajectory_id, body))))
             growing = None
             self._growing.pop((project.pk, trajectory_id), None)
         if steps:
-            ingestion.append_steps(project, trajectory_id, steps)
+            running.append_steps(project, trajectory_id, steps)
 
     def _growing_of(self, project: Project, trajectory_id: str) -> Growing:
         """What the open trajectory holds, with its row locked.
@@ -383,7 +383,7 @@ class Ingester:
                 ended_at=max(row.last_step_at, row.started_at),
             )
             try:
-                ingestion.end(row.project, row.trajectory_id, body)
+                running.end(row.project, row.trajectory_id, body)
             except Problem as problem:
                 logger.warning("idle trajectory %s is not sealed: %s", row.trajectory_id, problem.detail)
                 continue

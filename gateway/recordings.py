@@ -10,11 +10,11 @@ import msgspec
 
 from gateway import wire
 from gateway.wire import Answer, Json
-from trajectories import ingestion, payloads
+from trajectories import payloads, running
 from trajectories.payloads import EndBody, Envelope, LlmCallPayload, Message, StepPayload, TrajectoryPayload
 
 MADE = "gw-"  # trajectory ids that the gateway made begin so
-FORMAT = ingestion.GATEWAY
+FORMAT = running.GATEWAY
 
 
 class Fallback(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

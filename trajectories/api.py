@@ -27,9 +27,11 @@ from trajectories import (
     ingestion,
     limits,
     payloads,
+    preparing,
     pressure,
     rewards,
     room,
+    running,
     scenarios,
     segments,
     spooled,
@@ -59,7 +61,7 @@ def wire_format(request: Request) -> str:
     return formats.check_name(request.query_params.get("format", "native"))
 
 
-def receipt(recorded: ingestion.Recorded) -> dict[str, object]:
+def receipt(recorded: preparing.Recorded) -> dict[str, object]:
     return {
         "trajectory_id": recorded.trajectory_id,
         "created": recorded.created,
@@ -288,7 +290,7 @@ class TrajectorySteps(ProjectAPIView):
     def post(self, request: Request, trajectory_id: str) -> Response:
         with body.held(request, limits.ITEM_BYTES, what="The steps") as raw:
             sent = payloads.decode(raw, StepsBody)
-            appended = ingestion.append_steps(self.project, trajectory_id, sent.steps)
+            appended = running.append_steps(self.project, trajectory_id, sent.steps)
         return Response(appended)
 
 
@@ -300,7 +302,7 @@ class TrajectoryEnd(ProjectAPIView):
         sent = payloads.decode(body.read(request, limits.SMALL_BODY_BYTES) or b"{}", EndBody)
         if not spooled.end(self.project, trajectory_id, sent, auth.key_of(request)):
             return Response({"trajectory_id": trajectory_id, "state": "ending"}, status=202)
-        recorded = ingestion.end(self.project, trajectory_id, sent)
+        recorded = running.end(self.project, trajectory_id, sent)
         wake(self.project)
         return Response(receipt(recorded))
 

@@ -17,7 +17,7 @@ from typing import IO
 import msgspec
 from django.db import InterfaceError, OperationalError, connection
 
-from trajectories import formats, ingestion, limits, payloads
+from trajectories import formats, ingestion, limits, payloads, preparing
 from trajectories.errors import Conflict, Full, Invalid, Problem
 from trajectories.formats import files, lenient, messages
 from trajectories.formats.incoming import Incoming
@@ -207,7 +207,7 @@ def _with_content(item: Incoming) -> str:
     return lenient.identifier(f"{item.payload.trajectory_id}~{lenient.digest(item.canonical.hex())[:8]}")
 
 
-def _each(project: Project, items: list[Incoming]) -> list[ingestion.Recorded | Problem]:
+def _each(project: Project, items: list[Incoming]) -> list[preparing.Recorded | Problem]:
     """What the database or an encoder refuses of one costs its neighbours nothing."""
     try:
         return ingestion.record_many(project, items)

@@ -25,7 +25,7 @@ from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import Case, Count, Max, Min, Q, When
 from django.utils import timezone
 
-from trajectories import codec, history, ingestion, payloads, pressure, redaction
+from trajectories import codec, history, ingestion, payloads, pressure, redaction, running
 from trajectories.errors import Conflict, Problem, Refused
 from trajectories.formats import genai, lenient, traces
 from trajectories.formats.incoming import Incoming
@@ -376,7 +376,7 @@ def _place(
     said = [f"the rule {name!r} took out {count} texts as the spans came" for name, count in sorted(taken.items())]
     try:
         with transaction.atomic():
-            ref = _record(project, group, open_in, said, running=not seal)
+            ref = _record(project, group, open_in, said, still_runs=not seal)
     except Problem as problem:
         if problem.status >= 500 or isinstance(problem, Refused):
             raise
@@ -393,19 +393,24 @@ def _place(
     )
 
 
-def _record(project: Project, group: traces.Group, open_in: str, said: Sequence[str], *, running: bool) -> str:
+def _record(project: Project, group: traces.Group, open_in: str, said: Sequence[str], *, still_runs: bool) -> str:
     """The id of the trajectory that has the group now. Raises Conflict, Gone, Invalid, TooLarge, Refused."""
     name = traces.trajectory_id(group)
     if open_in:
         incoming = traces.trajectory(
-            group, name=NAME, trajectory_id=open_in, running=running, findings=said, envelope=_continues(name, open_in)
+            group,
+            name=NAME,
+            trajectory_id=open_in,
+            running=still_runs,
+            findings=said,
+            envelope=_continues(name, open_in),
         )
-        ingestion.revise(project, incoming)
+        running.revise(project, incoming)
         return open_in
     for number in range(1, CONTINUATIONS):
         ref = name if number == 1 else lenient.identifier(f"{name}~{number}")
         incoming = traces.trajectory(
-            group, name=NAME, trajectory_id=ref, running=running, findings=said, envelope=_continues(name, ref)
+            group, name=NAME, trajectory_id=ref, running=still_runs, findings=said, envelope=_continues(name, ref)
         )
         if not Trajectory.objects.filter(project=project, trajectory_id=ref).exists():
             ingestion.record(project, incoming)

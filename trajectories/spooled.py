@@ -12,9 +12,9 @@ from django.conf import settings
 
 from trajectories import payloads
 from trajectories.errors import Away, Conflict, Gone, Invalid, Problem, TooLarge, TooMany
-from trajectories.ingestion import GATEWAY
 from trajectories.models import Project, State, Trajectory
 from trajectories.payloads import EndBody
+from trajectories.running import GATEWAY
 
 SECONDS = 25.0  # the gateway waits for calls under way, and for the database
 RETRY = 5

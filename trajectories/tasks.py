@@ -2,7 +2,7 @@
 
 from celery import shared_task
 
-from trajectories import blobs, indexing, ingestion, otlp, rewards
+from trajectories import blobs, indexing, otlp, rewards, running
 from trajectories.models import IndexingWork, Project
 
 
@@ -26,7 +26,7 @@ def close_groups() -> None:
     """Close groups that are idle, time out open trajectories, expire rewards that wait in vain."""
     for project in Project.objects.all():
         indexing.close_idle(project)
-    ingestion.time_out()
+    running.time_out()
     rewards.expire_waiting()
 
 

@@ -7,7 +7,7 @@ from django.test import Client
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import export, formats, ingestion
+from trajectories import export, formats, ingestion, preparing
 from trajectories.models import Project, Role, Trajectory
 
 pytestmark = pytest.mark.django_db
@@ -19,7 +19,7 @@ def record(project: Project, **rewards: float) -> None:
     private = {"metadata": {"private": {"answer": "gold"}}}
     bodies = [recordings.chat(name, reward=reward, **private) for name, reward in rewards.items()]
     recorded = ingestion.record_many(project, [formats.incoming_value(body, "messages") for body in bodies])
-    assert all(isinstance(one, ingestion.Recorded) for one in recorded), recorded
+    assert all(isinstance(one, preparing.Recorded) for one in recorded), recorded
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.admin.test_in_browser import ARGUMENTS, sign_in
 from tests.trajectories import recordings
 from training import pages
 from training.models import BatchItem
-from trajectories import ingestion, rewards
+from trajectories import ingestion, rewards, running
 from trajectories.admin import STEPS_A_PAGE
 from trajectories.formats import incoming_value
 from trajectories.history import SYSTEM
@@ -35,7 +35,7 @@ def opened(project: Project) -> Trajectory:
 
 def append(project: Project, *indexes: int) -> None:
     steps = [recordings.step(index=at, environment_state={"tick": f"tick-{at}."}) for at in indexes]
-    ingestion.append_steps(project, "run", decode(json.dumps({"steps": steps}).encode(), StepsBody).steps)
+    running.append_steps(project, "run", decode(json.dumps({"steps": steps}).encode(), StepsBody).steps)
 
 
 @pytest.mark.django_db
@@ -61,7 +61,7 @@ def test_the_page_asks_for_new_steps_while_it_runs(client: Client, project: Proj
 def test_it_stops_asking_when_it_has_ended(client: Client, project: Project) -> None:
     row = opened(project)
     append(project, 0, 1)
-    ingestion.end(project, "run", EndBody(final_status="completed", reward=0.5))
+    running.end(project, "run", EndBody(final_status="completed", reward=0.5))
     client.force_login(builders.make_member(project, Role.READER))
 
     part = client.get(f"{URL}{row.pk}/live/?after=1").content.decode()
@@ -118,7 +118,7 @@ def test_new_steps_appear_by_themselves(
         append(project, 1, 2)
         expect(page.locator("#step-2")).to_contain_text("tick-2.")
         expect(page.locator("article.step")).to_have_count(3)
-        ingestion.end(project, "run", EndBody(final_status="completed", reward=0.25))
+        running.end(project, "run", EndBody(final_status="completed", reward=0.25))
         expect(page.locator("#live")).to_contain_text("It has ended: completed")
         expect(page.locator("#facts")).to_contain_text("0.25")
         expect(page.locator("article.step")).to_have_count(3)
@@ -133,7 +133,7 @@ def test_a_run_that_timed_out_is_judged_by_what_came(project: Project) -> None:
     before = row.quality
     Trajectory.objects.update(last_step_at=row.received_at.replace(year=2020))
 
-    assert ingestion.time_out() == 1
+    assert running.time_out() == 1
     row.refresh_from_db()
     assert (row.state, row.n_steps) == (State.TIMED_OUT, 2)
     assert row.quality > before

@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import archive, blobs, indexing, ingestion, limits, segments
+from trajectories import archive, blobs, indexing, ingestion, limits, running, segments
 from trajectories.errors import Away
 from trajectories.formats import incoming_value
 from trajectories.models import Blob, BlobUse, LooseFile, Project, Role, Trajectory, TrajectorySegment
@@ -303,10 +303,10 @@ def test_steps_that_are_rolled_back_leave_files_that_are_known(
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ingestion, "_add_pieces", killed)
+    monkeypatch.setattr(running, "_add_pieces", killed)
     step = msgspec.convert({"index": 0, "environment_state": {"screen": IMAGE}}, StepPayload)
     with pytest.raises(KeyboardInterrupt):
-        ingestion.append_steps(project, "open", [step])
+        running.append_steps(project, "open", [step])
 
     assert len(files(folder)) == 1
     assert Blob.objects.count() == 1

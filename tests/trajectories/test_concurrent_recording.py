@@ -10,7 +10,7 @@ from django.db import connection
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import formats, indexing, ingestion, rewards
+from trajectories import formats, indexing, ingestion, preparing, rewards, running
 from trajectories.errors import Conflict, Problem
 from trajectories.formats.incoming import Incoming
 from trajectories.history import SYSTEM
@@ -45,7 +45,7 @@ def together(jobs: Sequence[Callable[[], object]]) -> list[object]:
 
 @pytest.fixture
 def project() -> Project:
-    ingestion.forget()
+    preparing.forget()
     return builders.make_project()
 
 
@@ -82,7 +82,7 @@ def test_bulks_of_the_same_ids_in_other_orders_do_not_block_each_other(project: 
     def bulk(order: list[Incoming]) -> int:
         results = ingestion.record_many(project, order)
         assert not any(isinstance(one, Problem) for one in results)
-        return sum(isinstance(one, ingestion.Recorded) and one.created for one in results)
+        return sum(isinstance(one, preparing.Recorded) and one.created for one in results)
 
     found = together([lambda: bulk(items), lambda: bulk(items[::-1]), lambda: bulk(items[50:] + items[:50])])
 
@@ -121,7 +121,7 @@ def test_steps_sent_twice_at_once_are_appended_once(project: Project) -> None:
     ingestion.record(project, incoming(recordings.native("a", final_status="running", steps=[], ended_at=None)))
     steps = incoming(recordings.native("x", steps=[recordings.step(index=0), recordings.step(index=1)])).payload.steps
 
-    found = together([lambda: ingestion.append_steps(project, "a", steps).appended] * 4)
+    found = together([lambda: running.append_steps(project, "a", steps).appended] * 4)
 
     assert sorted(map(str, found)) == ["0", "0", "0", "2"]
     assert Trajectory.objects.get().n_steps == 2

@@ -18,7 +18,7 @@ from django.test import Client
 from tests import builders
 from tests.gateway.running import database_url
 from tests.trajectories import recordings
-from trajectories import export, formats, indexing, ingestion, segments
+from trajectories import export, formats, indexing, ingestion, preparing, segments
 from trajectories.errors import Conflict
 from trajectories.models import Project, Trajectory
 
@@ -41,7 +41,7 @@ def headers(project: Project) -> dict[str, str]:
 def record(project: Project, *bodies: recordings.Body) -> None:
     incoming = [formats.incoming_value(body, "messages" if "messages" in body else "native") for body in bodies]
     recorded = ingestion.record_many(project, incoming)
-    assert all(isinstance(one, ingestion.Recorded) for one in recorded), recorded
+    assert all(isinstance(one, preparing.Recorded) for one in recorded), recorded
     indexing.drain(project)
 
 
@@ -98,8 +98,8 @@ def test_native_is_read_back_as_the_same_content_with_tokens(
     again = ingestion.record_many(project, [formats.incoming(line) for line in lines])
     there = ingestion.record_many(other, [formats.incoming(line) for line in lines])
 
-    assert [one.outcome if isinstance(one, ingestion.Recorded) else one.detail for one in again] == ["replay"] * 3
-    assert [one.outcome for one in there if isinstance(one, ingestion.Recorded)] == ["created"] * 3
+    assert [one.outcome if isinstance(one, preparing.Recorded) else one.detail for one in again] == ["replay"] * 3
+    assert [one.outcome for one in there if isinstance(one, preparing.Recorded)] == ["created"] * 3
     other_headers = builders.bearer(builders.make_key(other)[1])
     assert exported(client, other_headers, "").splitlines() == lines
     call = segments.load(Trajectory.objects.get(project=other, trajectory_id="tokens")).steps[0].llm_calls[0]

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import formats, indexing, ingestion
+from trajectories import formats, indexing, ingestion, preparing
 from trajectories.models import Group, GroupState, IndexingWork, LlmCallLog, Project, StateChange, Trajectory
 
 pytestmark = pytest.mark.django_db
@@ -21,7 +21,7 @@ def project() -> Project:
 
 def record(project: Project, *bodies: recordings.Body, name: str = "native") -> None:
     found = ingestion.record_many(project, [formats.incoming(json.dumps(body).encode(), name) for body in bodies])
-    assert all(isinstance(one, ingestion.Recorded) for one in found), found
+    assert all(isinstance(one, preparing.Recorded) for one in found), found
 
 
 def groups(project: Project) -> list[tuple[str, str, str, int, str]]:

@@ -9,7 +9,7 @@ from django.test.utils import CaptureQueriesContext
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import formats, ingestion, limits
+from trajectories import formats, ingestion, limits, preparing
 from trajectories.models import Project, StateChange, Trajectory
 
 pytestmark = pytest.mark.django_db
@@ -143,4 +143,4 @@ def test_the_export_is_read_back_as_the_same_content(client: Client, project: Pr
 
     replayed = ingestion.record_many(project, [formats.incoming(line) for line in exported])
 
-    assert [one.outcome for one in replayed if isinstance(one, ingestion.Recorded)] == ["replay"] * 3
+    assert [one.outcome for one in replayed if isinstance(one, preparing.Recorded)] == ["replay"] * 3

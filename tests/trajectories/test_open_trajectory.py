@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import indexing, ingestion, segments
+from trajectories import indexing, running, segments
 from trajectories.models import Group, Project, State, Trajectory
 
 pytestmark = pytest.mark.django_db
@@ -149,10 +149,10 @@ def test_an_open_one_without_a_step_for_long_times_out_and_can_still_be_ended(
     client: Client, headers: dict[str, str]
 ) -> None:
     post(client, headers, "", OPEN)
-    assert ingestion.time_out() == 0
+    assert running.time_out() == 0
     Trajectory.objects.update(last_step_at=timezone.now() - timedelta(hours=13))
 
-    assert ingestion.time_out() == 1
+    assert running.time_out() == 1
     assert Trajectory.objects.get().state == State.TIMED_OUT
     assert post(client, headers, "run/end/", END)[0] == 200
     assert Trajectory.objects.get().state == State.SEALED

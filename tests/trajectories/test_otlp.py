@@ -637,12 +637,13 @@ KILLED = """
 import os, signal
 from datetime import timedelta
 from django.utils import timezone
-from trajectories import ingestion, otlp
-real = getattr(ingestion, {name!r})
+from trajectories import ingestion, otlp, running
+owner = {owner}
+real = getattr(owner, {name!r})
 def kill(*arguments):
     real(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)  # it is written, and the spans are not yet told
-setattr(ingestion, {name!r}, kill)
+setattr(owner, {name!r}, kill)
 otlp.sweep(timezone.now() + timedelta(seconds={seconds}))
 """
 
@@ -653,14 +654,20 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize(("name", "seconds"), [("record", 5), ("revise", 300)])
+@pytest.mark.parametrize(("owner", "name", "seconds"), [("ingestion", "record", 5), ("running", "revise", 300)])
 def test_a_sweep_that_is_killed_is_done_by_the_next(
-    client: Client, headers: dict[str, str], project: Project, environment: dict[str, str], name: str, seconds: int
+    client: Client,
+    headers: dict[str, str],
+    project: Project,
+    environment: dict[str, str],
+    owner: str,
+    name: str,
+    seconds: int,
 ) -> None:
     send(client, headers, *run())
     if name == "revise":
         after(QUIET)
-    code = KILLED.format(name=name, seconds=seconds)
+    code = KILLED.format(owner=owner, name=name, seconds=seconds)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "manage.py", "shell", "-v0", "-c", code],
         env=environment, cwd=ROOT, capture_output=True, text=True, check=False,

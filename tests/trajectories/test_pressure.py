@@ -16,7 +16,7 @@ from pytest_django import Settings
 from tests import builders
 from tests.trajectories import recordings
 from trainingsite import health, problems
-from trajectories import ingestion, people, pressure, rewards, scenarios
+from trajectories import ingestion, people, pressure, rewards, running, scenarios
 from trajectories.errors import Full, Refused, TooMany
 from trajectories.formats import incoming_value
 from trajectories.front_door import FrontDoor
@@ -189,8 +189,8 @@ def test_what_does_not_come_over_http_is_refused_too(project: Project, full: Non
     for act in (
         lambda: ingestion.record(project, item),
         lambda: ingestion.record_many(project, [item]),
-        lambda: ingestion.append_steps(project, "a", [StepPayload(index=0)]),
-        lambda: ingestion.end(project, "a", EndBody()),
+        lambda: running.append_steps(project, "a", [StepPayload(index=0)]),
+        lambda: running.end(project, "a", EndBody()),
         lambda: rewards.change(project, "a", RewardBody(reward=1.0), by=SYSTEM),
         lambda: scenarios.put(project, "a", ScenarioBody(), by=SYSTEM),
     ):

@@ -6,7 +6,7 @@ import pytest
 
 from tests import builders
 from tests.trajectories import recordings
-from trajectories import formats, ingestion, segments
+from trajectories import formats, ingestion, preparing, segments
 from trajectories.errors import Conflict, Gone
 from trajectories.formats.incoming import Incoming
 from trajectories.models import IndexingWork, Tombstone, Trajectory
@@ -97,8 +97,8 @@ def test_many_are_recorded_each_with_its_own_outcome() -> None:
 
     results = ingestion.record_many(project, [incoming(body) for body in [*bodies, other, twice]])
 
-    assert [isinstance(one, ingestion.Recorded) and one.outcome for one in results[:150]] == ["created"] * 150
+    assert [isinstance(one, preparing.Recorded) and one.outcome for one in results[:150]] == ["created"] * 150
     assert isinstance(results[150], Conflict)
-    assert isinstance(results[151], ingestion.Recorded)
+    assert isinstance(results[151], preparing.Recorded)
     assert results[151].outcome == "replay"
     assert Trajectory.objects.filter(project=project).count() == 151
