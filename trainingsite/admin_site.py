@@ -11,6 +11,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 
+from trainingsite import navigation
+
 MOST_PROJECTS = 12
 
 
@@ -18,16 +20,35 @@ class TrainingsiteAdminSite(AdminSite):
     site_header = "Trainingsite"
     site_title = "Trainingsite"
     index_title = "Record · Judge · Train · Deploy · Operate"
-    enable_nav_sidebar = True
+    enable_nav_sidebar = False
 
     def index(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> TemplateResponse:
         return super().index(request, {**(extra_context or {}), "board": self._board(request)})
 
+    def each_context(self, request: HttpRequest) -> dict[str, object]:
+        return {**super().each_context(request), "doors": navigation.doors(self, request)}
+
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[dict[str, object]]:
-        """In the order of the loop; what runs the site comes last."""
+        """By the stages of the loop; what runs the site comes last."""
         found = super().get_app_list(request, app_label)
-        order = {"trajectories": 0, "training": 1}
-        return sorted(found, key=lambda app: order.get(str(app["app_label"]), 2))
+        if app_label is not None:
+            return found
+        stages: dict[str, dict[str, object]] = {}
+        places: dict[str, dict[str, object]] = {}
+        for app in found:
+            models = app["models"]
+            assert isinstance(models, list)
+            for told in models:
+                name = told["model"]._meta.label_lower
+                stage = navigation.stage_of(name)
+                head = {"name": stage.label, "app_label": app["app_label"], "app_url": app["app_url"]}
+                stages.setdefault(stage.label, {**head, "has_module_perms": True, "models": []})
+                places[name] = {**told, "name": navigation.LABELS.get(name, told["name"])}
+        for stage in navigation.STAGES:
+            if stage.label in stages:
+                rest = [name for name in places if name not in stage.models and navigation.stage_of(name) is stage]
+                stages[stage.label]["models"] = [places[one] for one in (*stage.models, *rest) if one in places]
+        return [stages[stage.label] for stage in navigation.STAGES if stage.label in stages]
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         return [
