@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from django.apps import AppConfig, apps
@@ -13,9 +13,11 @@ class TrainingConfig(AppConfig):
     verbose_name = "Train and deploy"
 
     def ready(self) -> None:
-        from trajectories import limits
+        from trajectories import archive, limits
 
         limits.also(_limits)
+        archive.also_asks(_needed)
+        _offer_judging()
         post_migrate.connect(
             _schedule, sender=apps.get_app_config("django_celery_beat"), dispatch_uid="training.schedules"
         )
@@ -25,6 +27,35 @@ def _limits() -> "Iterable[Limit]":
     from training import limits
 
     return limits.listed()
+
+
+def _needed(trajectories: Sequence[int]) -> Mapping[int, str]:
+    from training import lineage
+
+    return lineage.why_needed(trajectories)
+
+
+def _offer_judging() -> None:
+    from trajectories import bulk_actions
+    from trajectories.models import Role
+
+    def judge(chunk: bulk_actions.Chunk) -> bulk_actions.Refusals:
+        from training import judging
+
+        return judging.judge_many(chunk)
+
+    bulk_actions.register(
+        bulk_actions.Kind(
+            "judge",
+            "Judge again",
+            "waiting for their judges",
+            Role.RESEARCHER,
+            judge,
+            warning="Each group of these is asked about once more. What was said before stays in its history.",
+            of_groups=True,
+            rows=200,
+        )
+    )
 
 
 def _schedule(using: str, **_: object) -> None:

@@ -24,7 +24,7 @@ from django.utils import timezone
 
 from training import judge, mixing, policies, rules
 from training.models import JudgeCall, JudgeKind, RewardJudgment, TrainingPolicy
-from trajectories import history, indexing, segments, transcripts
+from trajectories import bulk_actions, history, indexing, segments, transcripts
 from trajectories.errors import Refused
 from trajectories.history import SYSTEM, Actor
 from trajectories.models import ID_LENGTH, FinalStatus, Group, GroupState, Judging, Project, Split, State, Trajectory
@@ -142,6 +142,17 @@ def judge_again(group: Group, *, by: Actor, reason: str) -> None:
         Refused: it waits for them already, or is excluded.
     """
     _move(group, Judging.PENDING, by=by, reason=reason, judge_attempts=0, judge_again_at=None, judge_error="")
+
+
+def judge_many(chunk: bulk_actions.Chunk) -> bulk_actions.Refusals:
+    """`judge_again` of each group of a bulk action."""
+    groups, refused = bulk_actions.locked_groups(chunk)
+    for pk, group in groups.items():
+        try:
+            judge_again(group, by=chunk.by, reason=chunk.reason)
+        except Refused as problem:
+            refused[pk] = str(problem)
+    return refused
 
 
 def exclude(group: Group, *, by: Actor, reason: str) -> None:

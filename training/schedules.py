@@ -20,6 +20,7 @@ DEFAULTS = (
     Schedule("Close groups", "trajectories.tasks.close_groups", 60, "Idle groups, open trajectories, waiting rewards."),
     Schedule("Assemble spans", "trajectories.tasks.assemble_spans", 2, "Trajectories of what came over OTLP."),
     Schedule("Sweep blobs", "trajectories.tasks.sweep_blobs", 1800, "Large parts that no trajectory holds any more."),
+    Schedule("Run bulk actions", "trajectories.tasks.run_bulk_actions", 15, "What was begun for many and not ended."),
     Schedule("Judge groups", "training.tasks.judge_groups", 20, "Ask the judges about closed groups."),
     Schedule("Snapshot readiness", "training.tasks.snapshot_readiness", 300, "Keep what the checks say."),
     Schedule("Start due batches", "training.tasks.start_due", 60, "Train where a project is ready and due."),

@@ -55,6 +55,7 @@ STAGES = (
     Stage(
         "Operate",
         (
+            "trajectories.bulkaction",
             "trajectories.statechange",
             "trajectories.project",
             "trajectories.membership",

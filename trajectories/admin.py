@@ -23,6 +23,7 @@ from trajectories import (
     archive,
     auth,
     blobs,
+    bulk_admin,
     census,
     export,
     history,
@@ -59,7 +60,7 @@ from trajectories.models import (
     Trajectory,
 )
 from trajectories.payloads import LlmCallPayload, Message, StepPayload
-from trajectories.project_admin import COUNT_UP_TO, Ask, ProjectAdmin, Verb
+from trajectories.project_admin import COUNT_UP_TO, Ask, ProjectAdmin, Verb, held
 
 LONG = 1_500  # characters; a longer text is folded
 STEPS_A_PAGE = 40
@@ -351,12 +352,14 @@ def _mark(row: Trajectory, by: Actor, reason: str, *, excluded: bool) -> str:
 
 
 def _archive(row: Trajectory, by: Actor, form: QueryDict) -> str:
-    archive.archive(row, by=by, reason=form.get("reason", ""))
+    archive.archive(row, by=by, reason=form.get("reason", ""), even_if_needed=bool(form.get("even_if_needed")))
+    indexing.touch(row.project, [row.group_id])
     return f"The payload of {row} is in the archive; this page opens it on demand."
 
 
 def _restore(row: Trajectory, by: Actor, form: QueryDict) -> str:
     archive.restore(row, by=by, reason=form.get("reason", ""))
+    indexing.touch(row.project, [row.group_id])
     return f"{row} is back from the archive."
 
 
@@ -422,7 +425,6 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
     search_help_text = "the beginning of a trajectory id or a scenario id"
     ordering = ("-id",)
     payload_columns = ("metrics", "findings", "reward_components", "content_hash", "twin_hash")
-    actions = ("exclude_chosen", "include_chosen", "archive_chosen", "restore_chosen")
     verbs = (
         Verb(
             "exclude",
@@ -441,6 +443,7 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
             when=lambda row: row.archived_at is None,
             needs_reason=False,
             warning="The payload moves to the archive storage; the row and this page stay.",
+            asks=(Ask("even_if_needed", "Even if a live version learned from it", "checkbox"),),
         ),
         Verb(
             "restore",
@@ -537,47 +540,8 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
             return trajectory_page(row, (row.n_steps - 1) // STEPS_A_PAGE * STEPS_A_PAGE)  # where it goes on
         return trajectory_page(row, _number(request.GET.get("step", "0")))
 
-    @admin.action(description="Exclude from groups and batches", permissions=["researcher"])
-    def exclude_chosen(self, request: HttpRequest, chosen: QuerySet[Trajectory]) -> HttpResponse | None:
-        return self._with_reason(request, chosen, "exclude_chosen", "Exclude", excluded=True)
-
-    @admin.action(description="Include again", permissions=["researcher"])
-    def include_chosen(self, request: HttpRequest, chosen: QuerySet[Trajectory]) -> HttpResponse | None:
-        return self._with_reason(request, chosen, "include_chosen", "Include again", excluded=False)
-
-    def _with_reason(
-        self, request: HttpRequest, chosen: QuerySet[Trajectory], action: str, title: str, *, excluded: bool
-    ) -> HttpResponse | None:
-        reason = self.ask_reason(request, chosen, action=action, title=title)
-        if not isinstance(reason, str):
-            return reason
-        done = "{n} trajectories are excluded." if excluded else "{n} trajectories are included again."
-        self.each(request, chosen, Role.RESEARCHER, lambda row, by: _mark(row, by, reason, excluded=excluded), done)
-        return None
-
-    @admin.action(description="Move payloads to the archive", permissions=["operator"])
-    def archive_chosen(self, request: HttpRequest, chosen: QuerySet[Trajectory]) -> HttpResponse | None:
-        reason = self.ask_reason(request, chosen, action="archive_chosen", title="Archive", needed=False)
-        if not isinstance(reason, str):
-            return reason
-        self.each(
-            request,
-            chosen,
-            Role.OPERATOR,
-            lambda row, by: archive.archive(row, by=by, reason=reason),
-            "{n} trajectories are in the archive.",
-        )
-        return None
-
-    @admin.action(description="Restore payloads from the archive", permissions=["operator"])
-    def restore_chosen(self, request: HttpRequest, chosen: QuerySet[Trajectory]) -> None:
-        self.each(
-            request,
-            chosen,
-            Role.OPERATOR,
-            lambda row, by: archive.restore(row, by=by),
-            "{n} trajectories are back from the archive.",
-        )
+    def get_actions(self, request: HttpRequest) -> dict[str, bulk_admin.Offered]:  # type: ignore[override]  # stubs
+        return bulk_admin.offered(held(request))
 
 
 # --- projects, people, keys ----------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ of its bytes, and deleted only after the row has them back, so a kill in between
 few. An archived segment is self-contained but for texts that many trajectories share.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+
 from django.core.files.base import ContentFile
 from django.core.files.storage import storages
 from django.db import transaction
@@ -15,13 +17,32 @@ from trajectories.errors import Refused
 from trajectories.history import SYSTEM, Actor
 from trajectories.models import State, Trajectory, TrajectorySegment
 
+Need = Callable[[Sequence[int]], Mapping[int, str]]  # pks → those that somebody needs where they are, and why
+_needs: list[Need] = []
 
-def archive(trajectory: Trajectory, *, by: Actor = SYSTEM, reason: str = "") -> None:
+
+def also_asks(need: Need) -> None:
+    """Ask this too before something is archived: `training` knows what its versions learned from."""
+    if need not in _needs:
+        _needs.append(need)
+
+
+def needed(pks: Sequence[int]) -> dict[int, str]:
+    """Those of the trajectories that should stay, and why."""
+    found: dict[int, str] = {}
+    for need in _needs:
+        found.update(need(pks))
+    return found
+
+
+def archive(trajectory: Trajectory, *, by: Actor = SYSTEM, reason: str = "", even_if_needed: bool = False) -> None:
     """Move the payload out of the database.
 
     Raises:
-        Refused: it is open, or archived already.
+        Refused: it is open, or archived already; or something live needs it, and nobody said that this does not matter.
     """
+    if not even_if_needed and (why := needed([trajectory.pk])):
+        raise Refused(f"{trajectory} stays: {why[trajectory.pk]} It can be archived all the same if you say so.")
     if trajectory.state == State.OPEN:
         raise Refused(f"{trajectory} is still running. Archive it when it has ended.")
     storage = storages["archive"]

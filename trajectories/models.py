@@ -780,3 +780,73 @@ class StateChange(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.object_id}: {self.was} → {self.to} by {self.by_name}"
+
+
+class ActionState(models.TextChoices):
+    WAITING = "waiting", "waiting"
+    RUNNING = "running", "running"
+    DONE = "done", "done"
+    CANCELLED = "cancelled", "cancelled"
+
+
+LIVE_ACTION = ("waiting", "running")
+
+
+class BulkAction(models.Model):
+    """One thing done to many rows, chosen once and then worked off behind the request (`bulk_actions.py`)."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+", db_index=False)
+    kind = models.CharField(max_length=24)
+    options = models.JSONField(default=dict, blank=True)
+    chosen_by = models.TextField(blank=True, help_text="the filters under which everything was chosen; none: by hand")
+    reason = models.TextField(blank=True)
+    by_user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.SET_NULL, related_name="+"
+    )
+    by_name = models.CharField(max_length=150)
+    undoes = models.OneToOneField("self", null=True, blank=True, on_delete=models.SET_NULL, related_name="undone_by")
+    state = models.CharField(max_length=9, choices=ActionState, default=ActionState.WAITING)
+    n_chosen = models.PositiveIntegerField(default=0)
+    n_done = models.PositiveIntegerField(default=0)
+    n_refused = models.PositiveIntegerField(default=0)
+    error = models.TextField(blank=True, help_text="why it ended early")
+    created_at = models.DateTimeField(db_default=Now())
+    started_at = models.DateTimeField(null=True, blank=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        db_table = "bulk_actions"
+        ordering = ("-id",)
+        constraints = (
+            models.CheckConstraint(condition=Q(state__in=ActionState.values), name="bulk_action_state_known"),
+            models.CheckConstraint(
+                condition=Q(n_chosen__gte=F("n_done") + F("n_refused")), name="bulk_action_counts_add_up"
+            ),
+        )
+        indexes = (
+            models.Index(fields=("project", "-id"), name="bulk_actions_newest"),  # the list
+            models.Index(fields=("id",), condition=Q(state__in=LIVE_ACTION), name="bulk_actions_live"),  # the sweep
+        )
+
+    def __str__(self) -> str:
+        return f"bulk action {self.pk}"
+
+
+class BulkItem(models.Model):
+    """One row that a bulk action was to change, and what became of it. No row: it was deleted meanwhile."""
+
+    action = models.ForeignKey(BulkAction, on_delete=models.CASCADE, related_name="items", db_index=False)
+    object_id = models.BigIntegerField(help_text="of the trajectory or group")
+    state = models.CharField(max_length=7, default="waiting", help_text="waiting, done or refused")
+    detail = models.TextField(blank=True, default="", help_text="why it was refused")
+
+    class Meta:
+        db_table = "bulk_items"
+        constraints = (models.UniqueConstraint(fields=("action", "object_id"), name="bulk_item_once"),)
+        indexes = (
+            models.Index(fields=("action", "id"), condition=Q(state="waiting"), name="bulk_items_waiting"),
+            models.Index(fields=("action", "id"), condition=Q(state="refused"), name="bulk_items_refused"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.object_id} of bulk action {self.action_id}"

@@ -2,7 +2,8 @@
 
 from celery import shared_task
 
-from trajectories import blobs, indexing, otlp, rewards, running
+from trainingsite.celery import nudge
+from trajectories import blobs, bulk_actions, indexing, otlp, rewards, running
 from trajectories.models import IndexingWork, Project
 
 
@@ -42,3 +43,17 @@ def assemble_spans() -> None:
 def sweep_blobs() -> None:
     """Delete large parts that no trajectory holds any more."""
     blobs.sweep()
+
+
+@shared_task(acks_late=True)
+def run_bulk_action(pk: int) -> None:
+    """Some chunks of one action, then room for others. Safe to run twice."""
+    if bulk_actions.run(pk):
+        nudge(run_bulk_action, pk)
+
+
+@shared_task(acks_late=True)
+def run_bulk_actions() -> None:
+    """The sweep over actions whose nudge got lost or whose worker was killed."""
+    for pk in bulk_actions.live():
+        bulk_actions.run(pk, seconds=5.0)

@@ -77,15 +77,15 @@ def test_trajectories_are_archived_and_restored_from_the_list() -> None:
     chosen = {"_selected_action": [row.pk]}
     page = "/admin/trajectories/trajectory/"
 
-    asked = client.post(page, {**chosen, "action": "archive_chosen"})
-    assert b"This concerns 1" in asked.content
-    client.post(page, {**chosen, "action": "archive_chosen", "confirmed": "1", "reason": ""})
+    asked = client.post(page, {**chosen, "action": "archive"})
+    assert b"1 trajectory" in asked.content
+    client.post(page, {**chosen, "action": "archive", "confirmed": "1", "reason": ""})
     segment = row.segments.get()
     assert segment.data is None
     assert segment.location
     assert Trajectory.objects.get(pk=row.pk).archived_at is not None
 
-    client.post(page, {**chosen, "action": "restore_chosen"})
+    client.post(page, {**chosen, "action": "restore", "confirmed": "1"})
     segment.refresh_from_db()
     assert bytes(segment.data or b"") == b"some"
     assert segment.location == ""

@@ -25,6 +25,8 @@ from trajectories import history
 from trajectories.history import SYSTEM
 from trajectories.models import (
     Blob,
+    BulkAction,
+    BulkItem,
     LlmCallLog,
     OtelRecord,
     Project,
@@ -95,6 +97,17 @@ def furnish(project: Project, words: str = HOSTILE) -> None:
         project=project, kind="span", trace_id="t", key="k", name=words, content_hash=b"x" * 32, raw_size=1, data=b"x",
         state="quarantined", reason=words,
     )  # fmt: skip
+    action = BulkAction.objects.create(
+        project=project,
+        kind="exclude",
+        chosen_by=words,
+        reason=words,
+        by_name="r",
+        n_chosen=2,
+        n_refused=1,
+        error=words,
+    )
+    BulkItem.objects.create(action=action, object_id=first.pk, state="refused", detail=words)
     history.record(group, "open", "closed", project=project, by=SYSTEM, reason=words)
 
 
@@ -124,7 +137,7 @@ def test_every_noun_of_a_project_is_in_the_admin() -> None:
     """A model that nobody registered could not be looked at; these few are parts of another's page."""
     parts = {"redactioncount", "trajectorysegment", "indexingwork", "knownversion", "batchgroup", "batchitem",
              "runmetric", "approval", "evaluationwork", "lockedsetopening", "agentroute", "blobuse",
-             "loosefile"}  # fmt: skip
+             "loosefile", "bulkitem"}  # fmt: skip
     from django.apps import apps
 
     missing = {
