@@ -5,6 +5,7 @@ A chunk's rows, their history, its items and the action's counters are written i
 killed leaves the chunk as it was, and the next one does it.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from trajectories.models import (
     Trajectory,
 )
 
+logger = logging.getLogger(__name__)
+
+LOCK = 0x6275_6C6B  # first half of the advisory lock of an action that is done at once; the second is its number
 SECONDS = 20.0  # of one turn of a worker; the next turn goes on
 UNDO_DAYS = 30
 
@@ -65,6 +69,22 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A question on that page, with the answers it may have and what they mean."""
+
+    name: str
+    label: str
+    values: Mapping[str, str]
+
+
+def _nothing(chunk: Chunk) -> Refusals:
+    return {}
+
+
+Whole = Callable[[BulkAction, Callable[[int], bool]], dict[str, object]]
+
+
+@dataclass(frozen=True)
 class Kind:
     """Something that can be done to many."""
 
@@ -72,13 +92,15 @@ class Kind:
     label: str  # on the button: "Exclude"
     past: str  # "excluded"
     role: str
-    act: Callable[[Chunk], Refusals]  # inside the chunk's transaction
+    act: Callable[[Chunk], Refusals] = _nothing  # inside the chunk's transaction
+    whole: Whole | None = None  # in place of chunks: all at once, begun anew when it is killed; tells how far it is
     warning: str = ""
     undo: str = ""  # the kind that takes it back; "": it cannot be
     needs_reason: bool = True
     of_groups: bool = False  # chosen trajectories stand for their groups
     rows: int = 500  # of a chunk: one that moves files holds its rows for as long as that takes
     options: tuple[Option, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
 
 KINDS: dict[str, Kind] = {}
@@ -101,24 +123,30 @@ def start(
     reason: str = "",
     chosen_by: str = "",
     options: Sequence[str] = (),
+    choices: Mapping[str, str] | None = None,
 ) -> BulkAction:
     """Keep what is chosen of a project, as it is now. `run` does it.
 
     Raises:
-        Refused: nothing of the project is chosen; no reason where one is needed; the person has not the role.
+        Refused: nothing of the project is chosen; no reason where one is needed; the person has not the role; an
+            answer that a choice does not have.
     """
     if kind.needs_reason and not reason.strip():
         raise Refused("Give a reason: it is kept with each change.")
     if not rights.may(by.user, project, kind.role):
         raise Refused(f"You are no {kind.role} of {project}.")
     known = {one.name for one in kind.options}
+    answers = {one.name: (choices or {}).get(one.name, next(iter(one.values))) for one in kind.choices}
+    for one in kind.choices:
+        if answers[one.name] not in one.values:
+            raise Refused(f"{one.label} cannot be {answers[one.name][:50]!r}; choose one of {', '.join(one.values)}.")
     chosen = rows.filter(project=project).order_by()
     ids = chosen.filter(group__isnull=False).values("group").distinct() if kind.of_groups else chosen.values("pk")
     with transaction.atomic():
         action = BulkAction.objects.create(
             project=project,
             kind=kind.name,
-            options={name: True for name in options if name in known},
+            options={name: True for name in options if name in known} | answers,
             chosen_by=chosen_by,
             reason=reason.strip(),
             by_user=by.user,
@@ -204,11 +232,57 @@ def _end(row: BulkAction, to: ActionState, *, by: Actor, reason: str = "", error
 
 def run(pk: int, *, seconds: float = SECONDS) -> bool:
     """Work on an action for a while. True: there is more to do. Another worker's action is left alone."""
+    action = BulkAction.objects.filter(pk=pk, state__in=LIVE_ACTION).select_related("project", "by_user").first()
+    kind = KINDS.get(action.kind) if action is not None else None
+    if action is not None and kind is not None and kind.whole is not None:
+        _at_once(action, kind, kind.whole)
+        return False
     until = time.monotonic() + seconds
     while _chunk(pk):
         if time.monotonic() >= until:
             return True
     return False
+
+
+def _at_once(action: BulkAction, kind: Kind, whole: Whole) -> None:
+    """A lock that ends with the worker's connection says whose it is: a transaction would be held for minutes."""
+    key = [LOCK, action.pk % 2**31]
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_try_advisory_lock(%s, %s)", key)
+        row = cursor.fetchone()
+    if row is None or not row[0]:
+        return
+    try:
+        live_row = BulkAction.objects.filter(pk=action.pk, state__in=LIVE_ACTION)
+        if not rights.may(action.by_user, action.project, kind.role):
+            _finish(action, ActionState.CANCELLED, error=f"{action.by_name} is no {kind.role} now.")
+            return
+        if not live_row.update(state=ActionState.RUNNING, started_at=timezone.now()):
+            return
+
+        def progress(n: int) -> bool:
+            return bool(live_row.update(n_done=min(n, action.n_chosen)))
+
+        told = whole(action, progress)
+        _finish(action, ActionState.DONE, options=action.options | told)
+    except Exception as exc:  # whatever it is, nobody would wait for the end of an action that says nothing
+        logger.exception("bulk action %s broke off", action.pk)
+        _finish(action, ActionState.CANCELLED, error=f"It broke off: {exc}"[:1000])
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("select pg_advisory_unlock(%s, %s)", key)
+
+
+def _finish(action: BulkAction, to: ActionState, *, error: str = "", options: dict[str, object] | None = None) -> None:
+    """Unless somebody else has ended it."""
+    with transaction.atomic():
+        row = BulkAction.objects.select_for_update(of=("self",)).get(pk=action.pk)
+        if row.state in LIVE_ACTION:
+            if options is not None:
+                row.options = options
+                row.n_refused = row.n_chosen - row.n_done
+                row.save(update_fields=["options", "n_refused"])
+            _end(row, to, by=history.SYSTEM, reason=error, error=error)
 
 
 def live() -> list[int]:

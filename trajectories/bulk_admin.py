@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import ModelAdmin
 from django.db.models import QuerySet
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 
 from trainingsite.celery import nudge
-from trajectories import bulk_actions, rights, shown, tasks
+from trajectories import bulk_actions, bulk_export, rights, shown, tasks
 from trajectories.bulk_actions import KINDS, Kind
 from trajectories.errors import Problem
 from trajectories.history import Actor
@@ -39,6 +41,9 @@ class BulkPage:
     refused: Sequence[BulkItem]
     is_live: bool
     undone_by: BulkAction | None
+    file_bytes: int | None  # of an export, while it is kept
+    file_until: datetime | None
+    left_out: Sequence[tuple[str, int]]
 
 
 def bulk_page(row: BulkAction) -> BulkPage:
@@ -56,6 +61,9 @@ def bulk_page(row: BulkAction) -> BulkPage:
         refused=list(BulkItem.objects.filter(action=row, state="refused").order_by("id")[:SHOWN]),
         is_live=row.state in LIVE_ACTION,
         undone_by=BulkAction.objects.filter(undoes=row).first(),
+        file_bytes=int(str(row.options["bytes"])) if "file" in row.options else None,
+        file_until=row.ended_at + timedelta(days=bulk_export.KEEP_DAYS) if row.ended_at else None,
+        left_out=sorted(left_out.items()) if isinstance(left_out := row.options.get("left_out"), dict) else (),
     )
 
 
@@ -127,6 +135,11 @@ class BulkActionAdmin(ProjectAdmin[BulkAction]):
     def get_urls(self) -> list[URLPattern]:
         live = self.admin_site.admin_view(self.live_view)
         return [
+            path(
+                "<path:object_id>/file/",
+                self.admin_site.admin_view(self.file_view),
+                name="trajectories_bulkaction_file",
+            ),
             path("<path:object_id>/live/", live, name="trajectories_bulkaction_live"),
             *super().get_urls(),
         ]
@@ -138,6 +151,22 @@ class BulkActionAdmin(ProjectAdmin[BulkAction]):
             raise Http404
         context = {"original": row, "page": bulk_page(row)}
         return TemplateResponse(request, "admin/trajectories/bulkaction/live.html", context)
+
+    def file_view(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """What an export has written."""
+        row = self.get_object(request, object_id)
+        if row is None or not self.has_view_permission(request, row):
+            raise Http404
+        file = bulk_export.opened(row)
+        if file is None:
+            raise Http404(f"The file of {row} is not kept any more.")
+        return FileResponse(
+            file,
+            as_attachment=True,
+            filename=str(row.options["name"]),
+            content_type="application/octet-stream",
+            headers={"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"},
+        )
 
 
 # --- beginning one ---------------------------------------------------------------------------------------------------
@@ -182,6 +211,7 @@ def begin(
                 reason=request.POST.get("reason", ""),
                 chosen_by=request.GET.urlencode() or "everything" if everything else "",
                 options=request.POST.getlist("option"),
+                choices={one.name: request.POST[one.name] for one in kind.choices if one.name in request.POST},
             )
         except Problem as problem:
             model_admin.message_user(request, str(problem), messages.ERROR)
@@ -191,7 +221,7 @@ def begin(
     for action in made:
         action.refresh_from_db()
         _tell(model_admin, request, action, kind)
-    if len(made) == 1 and (made[0].state in LIVE_ACTION or made[0].n_refused):
+    if len(made) == 1 and (made[0].state in LIVE_ACTION or made[0].n_refused or kind.whole is not None):
         return HttpResponseRedirect(reverse("admin:trajectories_bulkaction_change", args=[made[0].pk]))
     return None
 

@@ -3,7 +3,7 @@
 from celery import shared_task
 
 from trainingsite.celery import nudge
-from trajectories import blobs, bulk_actions, indexing, otlp, rewards, running
+from trajectories import blobs, bulk_actions, bulk_export, indexing, otlp, rewards, running
 from trajectories.models import IndexingWork, Project
 
 
@@ -41,8 +41,9 @@ def assemble_spans() -> None:
 
 @shared_task(acks_late=True)
 def sweep_blobs() -> None:
-    """Delete large parts that no trajectory holds any more."""
+    """Delete large parts that no trajectory holds any more, and exports that have been there long enough."""
     blobs.sweep()
+    bulk_export.sweep()
 
 
 @shared_task(acks_late=True)

@@ -175,10 +175,10 @@ def test_the_role_is_asked_for_again_with_each_chunk(
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_nobody_begins_one_without_its_role(project: Project, kind: str) -> None:
-    reader = builders.make_member(project, Role.READER)
+    outsider = builders.make_member(builders.make_project("there"), Role.OPERATOR)
     rows(project, 1)
     with pytest.raises(Refused, match="You are no"):
-        begin(kind, project, Actor(reader.get_username(), reader))
+        begin(kind, project, Actor(outsider.get_username(), outsider))
 
 
 def test_another_project_s_rows_are_never_chosen(project: Project, researcher: Actor) -> None:
