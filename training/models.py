@@ -258,6 +258,22 @@ class ReadinessSnapshot(models.Model):
         return f"{self.project}: {'ready' if self.ready else 'not ready'}"
 
 
+class BoardSnapshot(models.Model):
+    """How a project stands, as the first page shows it: made behind the page (`boards.py`), read by it."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+", db_index=False)
+    data = models.JSONField(help_text="boards.Board")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "board_snapshots"
+        ordering = ("-id",)
+        indexes = (models.Index(fields=("project", "-id"), name="boards_newest"),)
+
+    def __str__(self) -> str:
+        return f"{self.project} at {self.created_at:%Y-%m-%d %H:%M:%S}"
+
+
 class BatchStatus(models.TextChoices):
     PENDING = "pending", "pending"
     PREPARING = "preparing", "preparing"

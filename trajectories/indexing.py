@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import Count, F, Min, Q
 from django.utils import timezone
 
-from trajectories import census, history, payloads, quality, rewards, segments, tokens
+from trajectories import arrivals, census, history, payloads, quality, rewards, segments, tokens
 from trajectories.models import (
     ID_LENGTH,
     Fidelity,
@@ -65,8 +65,7 @@ def touch(project: Project, groups: Iterable[int | None]) -> None:
 
 def _pass(project: Project) -> int:
     with transaction.atomic():
-        with connection.cursor() as cursor:
-            cursor.execute("select pg_advisory_xact_lock(%s, %s)", [LOCK, project.pk % 2**31])
+        _lock(project)
         work = list(
             IndexingWork.objects.select_for_update(of=("self",), skip_locked=True)
             .filter(project=project)
@@ -80,6 +79,7 @@ def _pass(project: Project) -> int:
         dirty |= _supersede(project, rows)
         _find_twins(rows)
         dirty |= _assign(project, rows)
+        arrivals.count(project, rows, {row.trajectory_id for row in work if row.is_arrival})
         if rows:
             rewards.apply_waiting(project, rows)
         recount(project, dirty)
@@ -88,6 +88,12 @@ def _pass(project: Project) -> int:
             _write_calls(rows[start : start + PAYLOADS])
         IndexingWork.objects.filter(pk__in=[row.pk for row in work]).delete()
     return len(work)
+
+
+def _lock(project: Project) -> None:
+    """Until the transaction ends, nobody else works on the project's queue."""
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_advisory_xact_lock(%s, %s)", [LOCK, project.pk % 2**31])
 
 
 # --- attempts ----------------------------------------------------------------------------------------------------
@@ -393,4 +399,7 @@ def reindex(project: Project) -> int:
     )
     IndexingWork.objects.bulk_create((IndexingWork(project=project, trajectory_id=pk) for pk in pks), batch_size=5000)
     touch(project, Group.objects.filter(project=project).values_list("pk", flat=True))
+    with transaction.atomic():
+        _lock(project)
+        arrivals.recount(project)
     return len(pks)

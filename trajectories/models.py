@@ -307,6 +307,11 @@ class Group(models.Model):
                 condition=Q(state="closed", judging__in=("pending", "judge_error")),
                 name="groups_to_judge",
             ),
+            models.Index(
+                fields=("project", "state"),
+                condition=Q(state="held") | Q(judging="judge_error"),
+                name="groups_for_people",
+            ),  # what waits for somebody, on the first page
         )
 
     def __str__(self) -> str:
@@ -595,6 +600,7 @@ class IndexingWork(models.Model):
     project = models.ForeignKey(
         Project, on_delete=models.CASCADE, related_name="+", db_index=False, db_constraint=False
     )
+    is_arrival = models.BooleanField(db_default=False, help_text="a recording that no pass has seen: it is counted")
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
@@ -603,6 +609,22 @@ class IndexingWork(models.Model):
 
     def __str__(self) -> str:
         return f"work {self.pk}"
+
+
+class ArrivalHour(models.Model):
+    """How many recordings of a project came in during one hour: `arrivals.py` alone writes it, behind the write."""
+
+    project = models.ForeignKey(Project, on_delete=models.CASCADE, related_name="+", db_index=False)
+    hour = models.DateTimeField(help_text="its beginning, UTC")
+    n = models.PositiveIntegerField(help_text="sealed recordings, by when they were received")
+    n_training = models.PositiveIntegerField(help_text="of those, attempts of no evaluation")
+
+    class Meta:
+        db_table = "arrival_hours"
+        constraints = (models.UniqueConstraint(fields=("project", "hour"), name="arrival_hour_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.n} at {self.hour:%Y-%m-%d %H}:00"
 
 
 class RewardChange(models.Model):

@@ -377,7 +377,7 @@ def _seal(
     row.content_hash, row.twin_hash = content_hash, twin_hash
     row.save()
     history.record(row, was, row.state, project=project, by=history.SYSTEM, field="state")
-    IndexingWork.objects.create(trajectory=row, project=project)
+    IndexingWork.objects.create(trajectory=row, project=project, is_arrival=True)
 
 
 def time_out() -> int:

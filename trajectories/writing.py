@@ -168,8 +168,8 @@ _WRITE = f"""
         join fresh f using (project_id, trajectory_id)
     ),
     queue as (
-        insert into indexing_work (trajectory_id, project_id)
-        select id, project_id from fresh where state = 'sealed'
+        insert into indexing_work (trajectory_id, project_id, is_arrival)
+        select id, project_id, true from fresh where state = 'sealed'
     )
     select project_id, trajectory_id from fresh
 """  # noqa: S608
