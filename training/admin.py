@@ -13,7 +13,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 
-from training import batches, deployments, evaluation, judging, mixing, model_life, pages, policies, tasks
+from training import batches, deployments, evaluation, group_pages, judging, mixing, model_life, pages, policies, tasks
 from training.models import (
     LIVE_BATCH,
     BatchStatus,
@@ -118,8 +118,11 @@ class GroupAdmin(ProjectAdmin[Group]):
         found = row.reward_spread()
         return "unknown" if found is None else f"{found:.3g}"
 
-    def page(self, request: HttpRequest, row: Group) -> pages.GroupPage:
-        return pages.group_page(row)
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Group]:
+        return super().get_queryset(request).select_related("scenario", "project")
+
+    def page(self, request: HttpRequest, row: Group) -> group_pages.GroupPage:
+        return group_pages.group_page(row, group_pages.Look.of(request.GET))
 
     @admin.action(description="Judge again", permissions=["researcher"])
     def judge_chosen(self, request: HttpRequest, chosen: QuerySet[Group]) -> HttpResponse | None:

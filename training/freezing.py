@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from django.db.models import QuerySet
 
 from training import mixing, selection
-from training.models import BatchGroup, BatchItem, Mode, TrainingBatch, TrainingPolicy, TruncatedRuns
+from training.models import BatchGroup, BatchItem, Mode, TrainedModel, TrainingBatch, TrainingPolicy, TruncatedRuns
 from training.policies import MIN_REWARD
 from trajectories.models import Fidelity, FinalStatus, Group, GroupState, Origin, Split, State, Trajectory
 
@@ -99,7 +99,7 @@ def _compared(
     items = []
     for member, one in zip(members, known, strict=True):
         assert one.advantage is not None
-        why_not = _no_gradient(batch, member, truncated)
+        why_not = no_gradient(Mode(batch.mode), batch.parent, member, truncated)
         advantage = one.advantage
         if batch.mode == Mode.FILTERED and not why_not and advantage <= 0:
             why_not = "not above its group's mean"
@@ -120,7 +120,7 @@ def _imitated(
     items = []
     for member in chosen:
         one = by_pk[member.pk]
-        why_not = _no_gradient(batch, member, truncated)
+        why_not = no_gradient(Mode(batch.mode), batch.parent, member, truncated)
         if not why_not and least is not None and (member.reward is None or member.reward < least):
             had = "unknown" if member.reward is None else f"{member.reward:g}"
             why_not = f"reward {had}, {MIN_REWARD} is {least:g}"
@@ -128,13 +128,13 @@ def _imitated(
     return items
 
 
-def _no_gradient(batch: TrainingBatch, member: Trajectory, truncated: TruncatedRuns) -> str:
+def no_gradient(mode: Mode, parent: TrainedModel | None, member: Trajectory, truncated: TruncatedRuns) -> str:
     """Why an attempt stands in the baseline alone; "" when it is trained."""
-    calls = member.n_trainable_calls if batch.mode == Mode.GRPO else member.n_calls
+    calls = member.n_trainable_calls if mode == Mode.GRPO else member.n_calls
     if calls == 0:
         return selection.NOTHING_TO_TRAIN
-    parent = batch.parent.version if batch.parent else None
-    if batch.mode == Mode.GRPO and member.fidelity != Fidelity.EXACT and member.behaviour != parent:
+    version = parent.version if parent else None
+    if mode == Mode.GRPO and member.fidelity != Fidelity.EXACT and member.behaviour != version:
         return "no log-probabilities, and not played by the parent"
     if member.final_status in TRUNCATED and truncated == TruncatedRuns.MASK:
         return str(FinalStatus(member.final_status).label)

@@ -8,7 +8,7 @@ was judged in parts, everything is computed inside each part.
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from django.conf import settings
@@ -70,19 +70,22 @@ def what_is_wrong(reward_mix: object) -> str:
     return ""
 
 
-def mix(members: Sequence[Trajectory], weights: Mapping[str, float]) -> list[MixedReward]:
+def mix(
+    members: Sequence[Trajectory], weights: Mapping[str, float], known: Iterable[RewardJudgment] | None = None
+) -> list[MixedReward]:
     """Mix the rewards of attempts that share a baseline.
 
     Args:
         members: the attempts of one group; who stands in the baseline is the caller's choice.
         weights: by source, see `weights`; those at 0 or below do not count.
+        known: the judgments of the members with their judge calls, where the caller has read them already.
 
     Returns:
         One for each member, in their order. A member for which a source is missing has no advantage and does not
         enter the baseline; a source without spread among the others weighs nothing.
     """
     wanted = {source: float(weight) for source, weight in weights.items() if weight > 0}
-    said = _judgments(members, wanted)
+    said = _judgments(members, wanted, known)
     by_part: dict[int, list[Trajectory]] = defaultdict(list)
     for member in members:
         by_part[_part(said[member.pk])].append(member)
@@ -92,11 +95,17 @@ def mix(members: Sequence[Trajectory], weights: Mapping[str, float]) -> list[Mix
     return [mixed[member.pk] for member in members]
 
 
-def _judgments(members: Sequence[Trajectory], wanted: Mapping[str, float]) -> dict[int, dict[str, RewardJudgment]]:
+def _judgments(
+    members: Sequence[Trajectory], wanted: Mapping[str, float], known: Iterable[RewardJudgment] | None
+) -> dict[int, dict[str, RewardJudgment]]:
     """The current judgment of each member by each source that counts."""
     found: dict[int, dict[str, RewardJudgment]] = {member.pk: {} for member in members}
     sources = [source for source in wanted if source != RECORDED]
-    if sources:
+    if known is not None:
+        for row in known:
+            if row.trajectory_id in found and row.source in sources and row.is_current and row.counts:
+                found[row.trajectory_id][row.source] = row
+    elif sources:
         rows = RewardJudgment.objects.filter(
             trajectory__in=list(found), source__in=sources, is_current=True, counts=True
         ).select_related("judge_call")

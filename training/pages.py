@@ -7,8 +7,7 @@ from django.db import connection
 from django.db.models import Avg, Count, Q, QuerySet, Sum
 from django.utils import timezone
 
-from training import batches, evaluation, mixing, plots, policies, readiness, routing, selection, status
-from training.freezing import members_of
+from training import batches, evaluation, plots, policies, readiness, routing, status
 from training.models import (
     LIVE_BATCH,
     LIVE_RUN,
@@ -17,18 +16,16 @@ from training.models import (
     Deployment,
     DeploymentState,
     Evaluation,
-    Mode,
     ModelStatus,
     RunMetric,
     ServingInterval,
     TrainedModel,
     TrainingBatch,
     TrainingRun,
-    TruncatedRuns,
 )
 from training.plots import Bar, Plot
 from trainingsite.health import Health
-from trajectories.models import Group, Judging, Project, Trajectory
+from trajectories.models import Group, Judging, Project
 
 # The first row is what tells a good run from a bad one; the loss comes last, it tells least.
 CURVES = (
@@ -60,67 +57,6 @@ def curves(run: TrainingRun) -> list[Plot]:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-# --- groups --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One column of a group's page."""
-
-    trajectory: Trajectory
-    mixed: mixing.MixedReward | None
-    advantage: float | None
-    judgments: Sequence[object]
-    in_baseline: bool
-    is_longest: bool
-    is_shortest: bool
-
-
-@dataclass(frozen=True)
-class GroupPage:
-    attempts: Sequence[Attempt]
-    weights: dict[str, float]
-    mean: float | None
-    std: float | None
-    why_not: str  # of a batch in the policy's mode; "" when it may be taken
-    calls: Sequence[object]
-
-
-def group_page(group: Group) -> GroupPage:
-    """All attempts side by side, with the advantage a batch would freeze now."""
-    policy = policies.of(group.project)
-    weights = mixing.weights(policy)
-    baseline = list(members_of(group, TruncatedRuns(policy.truncated_runs)))
-    mixed = {one.trajectory_id: one for one in mixing.mix(baseline, weights)}
-    everyone = list(group.trajectories.select_related("agent", "twin_of").order_by("-reward", "pk")[:64])
-    judgments: dict[int, list[object]] = {}
-    for row in group.judgments.filter(is_current=True).order_by("source"):
-        judgments.setdefault(row.trajectory_id, []).append(row)
-    lengths = [one.completion_tokens or one.n_steps for one in everyone]
-    known = [one.reward for one in mixed.values() if one.reward is not None]
-    mean = sum(known) / len(known) if known else None
-    std = (sum((one - mean) ** 2 for one in known) / len(known)) ** 0.5 if mean is not None else None
-    rules = selection.Rules.of(policy, Mode(policy.mode), selection.parent(group.project, policy.base_model))
-    found = Group.objects.filter(pk=group.pk).annotate(why_not=selection.why_not(rules))
-    why_not = "for evaluation only" if group.is_evaluation else str(found.values_list("why_not", flat=True)[0])
-    attempts = []
-    for one, length in zip(everyone, lengths, strict=True):
-        own = mixed.get(one.pk)
-        attempts.append(
-            Attempt(
-                trajectory=one,
-                mixed=own,
-                advantage=own.advantage if own else None,
-                judgments=judgments.get(one.pk, []),
-                in_baseline=one.pk in mixed,
-                is_longest=len(lengths) > 2 and length > 2 * sorted(lengths)[len(lengths) // 2],
-                is_shortest=len(lengths) > 2 and length * 2 < sorted(lengths)[len(lengths) // 2],
-            )
-        )
-    attempts.sort(key=lambda one: -(one.advantage if one.advantage is not None else -1e9))
-    return GroupPage(attempts, weights, mean, std, why_not, list(group.judge_calls.order_by("-pk")[:12]))
 
 
 # --- batches and runs ----------------------------------------------------------------------------------------------

@@ -205,8 +205,10 @@ def alone(project: Project, behaviour: str = "") -> QuerySet[Trajectory]:
 
 def parent(project: Project, base_model: str) -> TrainedModel | None:
     """The version to train on from: the newest that serves, else the newest that is ready; None: the bare base."""
-    of_base = TrainedModel.objects.filter(project=project, base_model=base_model).order_by("-ordinal")
-    return (
-        of_base.filter(status=ModelStatus.DEPLOYED).first()
-        or of_base.filter(status__in=(ModelStatus.READY, ModelStatus.RETIRED)).first()
+    serves = Case(When(status=ModelStatus.DEPLOYED, then=Value(0)), default=Value(1))
+    of_base = TrainedModel.objects.filter(
+        project=project,
+        base_model=base_model,
+        status__in=(ModelStatus.DEPLOYED, ModelStatus.READY, ModelStatus.RETIRED),
     )
+    return of_base.order_by(serves, "-ordinal").first()

@@ -93,6 +93,8 @@ INSTALLED_APPS = [
     "django_htmx",
 ]
 
+AUTHENTICATION_BACKENDS = ["trajectories.rights.RolesAlone"]
+
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",

@@ -1,8 +1,9 @@
 """Who may do what in which project: pages ask here, keys ask here for their owners."""
 
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import AnonymousUser, User
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 
 from trajectories.models import Membership, Project, Role
 
@@ -14,6 +15,13 @@ INCLUDES: dict[str, frozenset[str]] = {
     Role.APPROVER: frozenset({Role.APPROVER, Role.READER}),
 }
 EVERYTHING = frozenset(role for roles in INCLUDES.values() for role in roles)
+
+
+class RolesAlone(ModelBackend):
+    """Signs people in. Roles say what they may; Django's own permissions count for nothing, so no page reads them."""
+
+    def get_all_permissions(self, user_obj: AbstractBaseUser | AnonymousUser, obj: Model | None = None) -> set[str]:
+        return set()
 
 
 def roles(user: AbstractBaseUser | AnonymousUser | None, project: Project) -> frozenset[str]:

@@ -310,22 +310,38 @@ def load(trajectory: Trajectory, *, open_blobs: bool = True) -> LoadedPayload:
 
 
 def load_many(
-    trajectories: Sequence[Trajectory], *, with_actions: bool = True, open_blobs: bool = True
+    trajectories: Sequence[Trajectory],
+    *,
+    with_actions: bool = True,
+    open_blobs: bool = True,
+    before_step: int | None = None,
+    faults: dict[int, Exception] | None = None,
 ) -> dict[int, LoadedPayload]:
-    """The same for many in two queries, by pk. `with_actions=False` spares making them where calls alone matter."""
+    """The same for many in two queries, by pk. `with_actions=False` spares making them where calls alone matter.
+
+    Args:
+        before_step: segments that begin at this step or later are left closed.
+        faults: where given, what cannot be read is noted here and left out; else the first fault is raised.
+    """
     rows: dict[int, list[Stored]] = {trajectory.pk: [] for trajectory in trajectories}
     found = TrajectorySegment.objects.filter(trajectory__in=list(rows)).order_by("trajectory_id", "seq")
+    if before_step is not None:
+        found = found.filter(first_step__lt=before_step)
     columns = found.values_list("trajectory_id", "data", "raw_size", "dictionary", "location")
     for pk, data, raw_size, dictionary, location in columns:
         rows[pk].append(Stored(data, raw_size, dictionary, location))
     wanted = {pk for trajectory in trajectories for pk in trajectory.shared_texts}
     texts = {text.pk: decompress(bytes(text.data), text.raw_size) for text in SharedText.objects.filter(pk__in=wanted)}
-    return {
-        trajectory.pk: _unpack(
-            trajectory, rows[trajectory.pk], [texts[pk] for pk in trajectory.shared_texts], with_actions, open_blobs
-        )
-        for trajectory in trajectories
-    }
+    loaded: dict[int, LoadedPayload] = {}
+    for trajectory in trajectories:
+        try:
+            own = [texts[pk] for pk in trajectory.shared_texts]
+            loaded[trajectory.pk] = _unpack(trajectory, rows[trajectory.pk], own, with_actions, open_blobs)
+        except Exception as fault:
+            if faults is None:
+                raise
+            faults[trajectory.pk] = fault
+    return loaded
 
 
 def has_payload(trajectory: Trajectory) -> bool:

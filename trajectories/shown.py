@@ -1,5 +1,6 @@
 """How pages write times, ids and numbers. All of it is escaped; the exact value stands in the title."""
 
+import re
 from datetime import datetime
 
 from django.contrib.humanize.templatetags.humanize import intcomma, naturaltime
@@ -9,6 +10,7 @@ from django.utils.safestring import SafeString
 
 HEAD, TAIL = 10, 6  # characters of a long id that stay
 EXACT_UP_TO = 100_000  # a larger number is told by its size
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f]")
 
 
 def ago(when: object) -> SafeString:
@@ -80,4 +82,4 @@ def size(count: object) -> str:
 
 def visible(text: str) -> str:
     """Control characters as their pictures: a browser shows none of them, and ␀ ends some."""
-    return "".join(chr(0x2400 + ord(one)) if ord(one) < 32 and one not in "\n\t" else one for one in text)
+    return _HIDDEN.sub(lambda found: chr(0x2400 + ord(found[0])), text)

@@ -1,0 +1,343 @@
+"""A group's page: attempts side by side from where they part, with what a batch would make of them."""
+
+import json
+import re
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+from pytest_django import DjangoAssertNumQueries
+
+from tests import builders
+from tests.trajectories.recordings import needs_data, tau_bench
+from training import freezing, group_pages, mixing, policies
+from training.models import JudgeCall, JudgeKind, Mode, RewardJudgment, TruncatedRuns
+from trajectories import formats, indexing, ingestion
+from trajectories.models import Group, Project, Role, Trajectory
+
+pytestmark = pytest.mark.django_db
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m\u202egnp.exe\x00"
+Message = dict[str, object]
+
+
+def sign_in(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def says(text: str, **call: object) -> Message:
+    """An assistant message; with `call`, one that calls a tool of this name with these arguments."""
+    message: Message = {"role": "assistant", "content": text}
+    for name, arguments in call.items():
+        function = {"name": name, "arguments": json.dumps(arguments)}
+        message["tool_calls"] = [{"id": f"id-{len(text)}-{name}", "type": "function", "function": function}]
+    return message
+
+
+TASK: list[Message] = [{"role": "system", "content": "You are a clerk."}, {"role": "user", "content": "Refund me."}]
+
+
+def played(project: Project, attempts: list[list[Message]], rewards: list[float | None] | None = None) -> Group:
+    """A closed group of conversations that begin with the same task."""
+    for number, said in enumerate(attempts):
+        body: dict[str, object] = {
+            "trajectory_id": f"attempt-{number}",
+            "agent_id": "clerk",
+            "scenario": {"id": "refund", "description": "Refund within the policy.", "split": "train"},
+            "group_size": len(attempts),
+            "messages": [*TASK, *said],
+        }
+        reward = (rewards or [float(number) for number in range(len(attempts))])[number]
+        if reward is not None:
+            body["reward"] = reward
+        ingestion.record(project, formats.incoming_value(body, "messages"))
+    indexing.drain(project)
+    return Group.objects.get(project=project)
+
+
+def page_of(group: Group, **asked: str) -> group_pages.GroupPage:
+    return group_pages.group_page(group, group_pages.Look.of(asked))
+
+
+def address(group: Group) -> str:
+    return f"/admin/trajectories/group/{group.pk}/change/"
+
+
+def column_texts(page: group_pages.GroupPage) -> dict[int, list[str]]:
+    """By attempt number: every text of its column, of cells that it shares with neighbours as well."""
+    found: dict[int, list[str]] = {one.number: [] for one in page.columns}
+    for row in page.rows:
+        at = 0
+        for cell in row.cells:
+            for column in page.columns[at : at + cell.span]:
+                found[column.number] += [text.rest or text.start for text in cell.texts]
+            at += cell.span
+        assert at == len(page.columns), "every row is as wide as the table"
+    return found
+
+
+@pytest.fixture
+def project() -> Project:
+    return builders.make_project()
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def test_what_all_have_in_common_is_there_once_and_the_rest_in_columns(project: Project) -> None:
+    group = played(
+        project,
+        [
+            [says("I look.", find={"order": 17}), {"role": "tool", "content": "paid 40"}, says("No.")],
+            [says("I look.", find={"order": 17}), {"role": "tool", "content": "paid 40"}, says("40 are on their way.")],
+        ],
+    )
+    page = page_of(group)
+    assert [text.start for text in page.prefix] == [
+        "You are a clerk.", "Refund me.", "I look.", '{"order":17}', "paid 40",
+    ]  # fmt: skip
+    assert column_texts(page) == {1: ["40 are on their way."], 2: ["No."]}
+    text = sign_in(builders.make_member(project)).get(address(group)).content.decode()
+    assert text.count("You are a clerk.") == 1
+
+
+def test_prefix_and_columns_give_back_every_message_of_every_attempt(project: Project) -> None:
+    attempts: list[list[Message]] = [
+        [says("a"), {"role": "user", "content": "u1"}, says("b"), {"role": "user", "content": "u2"}, says("c")],
+        [says("a"), {"role": "user", "content": "u1"}, says("b"), {"role": "user", "content": "u3"}],
+        [says("a"), {"role": "user", "content": "u9"}, says("z")],
+        [says("q")],
+    ]
+    group = played(project, attempts)
+    page = page_of(group)
+    prefix = [text.start for text in page.prefix]
+    texts = column_texts(page)
+    for column in page.columns:
+        own = attempts[int(column.trajectory.trajectory_id.rpartition("-")[2])]
+        assert prefix + texts[column.number] == [str(message["content"]) for message in [*TASK, *own]]
+
+
+def test_neighbours_that_go_on_alike_share_a_cell_and_say_until_where(project: Project) -> None:
+    asked: Message = {"role": "user", "content": "u"}
+    attempts = [[says("a"), asked, says("b")], [says("a"), asked, says("c")], [says("d")]]
+    group = played(project, attempts, [0.0, 1.0, 0.5])
+    page = page_of(group)
+    assert [column.number for column in page.columns] == [1, 3, 2]
+    assert [cell.span for cell in page.rows[0].cells] == [2, 1]
+    assert [column.same_as for column in page.columns] == ["", "as #1 until step 1", ""]
+
+
+def test_the_ids_of_tool_calls_do_not_tell_attempts_apart(project: Project) -> None:
+    def asked(tool: str, spelt: str) -> Message:
+        return {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": tool, "type": "function", "function": {"name": "find", "arguments": spelt}}],
+        }
+
+    group = played(project, [[asked("x1", '{"a":1,"b":2}'), says("1")], [asked("y2", '{"b": 2, "a": 1}'), says("2")]])
+    assert page_of(group).prefix_turns == 3
+
+
+def test_the_advantage_is_what_a_batch_would_freeze(project: Project) -> None:
+    group = played(project, [[says(str(number))] for number in range(4)], [0.0, 0.25, 1.0, None])
+    policy = policies.of(project)
+    members = list(freezing.members_of(group, TruncatedRuns(policy.truncated_runs)))
+    frozen = {one.trajectory_id: one.advantage for one in mixing.mix(members, mixing.weights(policy))}
+    page = page_of(group)
+    assert {one.pk: one.advantage for one in page.columns} == frozen
+    assert page.columns[0].advantage == pytest.approx(1.373, abs=0.001)
+    assert page.columns[-1].advantage is None
+    text = sign_in(builders.make_member(project)).get(address(group)).content.decode()
+    assert "+1.3" in text
+    assert "no advantage" in text
+
+
+def test_an_attempt_that_does_not_count_says_why(project: Project) -> None:
+    group = played(project, [[says(str(number))] for number in range(3)])
+    Trajectory.objects.filter(trajectory_id="attempt-0").update(is_excluded=True)
+    Trajectory.objects.filter(trajectory_id="attempt-1").update(final_status="environment_error")
+    found = {one.trajectory.trajectory_id: one.why_out for one in page_of(group).columns}
+    assert found["attempt-0"] == "taken out by a person"
+    assert found["attempt-1"].startswith("the environment failed")
+    assert found["attempt-2"] == ""
+
+
+def test_judges_words_and_scores_stand_in_their_columns(project: Project) -> None:
+    group = played(project, [[says("a")], [says("b")]])
+    policy = policies.of(project)
+    policy.reward_mix = {"recorded": 1, "ruler": 1}
+    policy.save()
+    first = group.trajectories.order_by("pk")[0]
+    call = JudgeCall.objects.create(project=project, group=group, kind=JudgeKind.LLM, source="ruler", state="done")
+    RewardJudgment.objects.create(
+        project=project, trajectory=first, group=group, judge_call=call, kind=JudgeKind.LLM, source="ruler", score=0.25,
+        rank=2, reasoning="It guessed.", strengths=["brief"], weaknesses=["wrong"],
+    )  # fmt: skip
+    text = sign_in(builders.make_member(project)).get(address(group)).content.decode()
+    for word in ("0.25", "rank 2", "It guessed.", "brief", "wrong", "not judged"):
+        assert word in text
+
+
+def test_a_group_that_cannot_be_used_says_why_and_what_would_help(project: Project) -> None:
+    group = played(project, [[says("a")], [says("b")]], [1.0, 1.0])
+    policy = policies.of(project)
+    policy.mode, policy.min_group_size = Mode.FILTERED, 2
+    policy.save()
+    page = page_of(group)
+    assert page.why_not == "no spread in the rewards"
+    text = sign_in(builders.make_member(project)).get(address(group)).content.decode()
+    assert "nothing to learn from comparing them" in text
+
+
+def test_other_versions_at_the_same_scenario_are_listed(project: Project) -> None:
+    group = builders.make_group(project, policy_minor=1)
+    newer = builders.make_group(project, scenario=group.scenario, behaviour="v1.0.1", policy_minor=2)
+    page = page_of(group)
+    assert [one.group.pk for one in page.siblings] == [newer.pk, group.pk]
+    assert (
+        f"/admin/trajectories/group/{newer.pk}/change/".encode()
+        in sign_in(builders.make_member(project)).get(address(group)).content
+    )
+
+
+# --- odd groups ------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_without_attempts_says_so(project: Project) -> None:
+    group = builders.make_group(project, ())
+    assert b"No attempts yet" in sign_in(builders.make_member(project)).get(address(group)).content
+
+
+def test_one_attempt_stands_alone(project: Project) -> None:
+    group = played(project, [[says("a"), {"role": "user", "content": "u"}, says("b")]])
+    page = page_of(group)
+    assert page.prefix == []
+    assert column_texts(page) == {1: ["You are a clerk.", "Refund me.", "a", "u", "b"]}
+
+
+def test_identical_attempts_are_said_to_be_the_same(project: Project) -> None:
+    group = played(project, [[says("a")], [says("a")]])
+    page = page_of(group)
+    assert page.prefix_turns == 3
+    assert "the same as #1 throughout" in [one.same_as for one in page.columns] or page.rows
+    assert sign_in(builders.make_member(project)).get(address(group)).status_code == 200
+
+
+def test_sixty_four_attempts_are_shown_sixteen_at_a_time(project: Project) -> None:
+    group = played(project, [[says(f"way {number}")] for number in range(64)])
+    first, last = page_of(group), page_of(group, **{"from": "48"})
+    assert len(first.columns) == group_pages.COLUMNS
+    assert (first.total, first.previous, first.next) == (64, None, 16)
+    assert (last.first, last.next) == (48, None)
+    assert {one.number for one in last.columns} == set(range(49, 65))
+    assert b"?from=16" in sign_in(builders.make_member(project)).get(address(group)).content
+
+
+def test_an_attempt_without_its_payload_does_not_cost_the_others(project: Project) -> None:
+    group = played(project, [[says("a")], [says("b")], [says("c")]])
+    Trajectory.objects.get(trajectory_id="attempt-1").segments.all().delete()
+    page = page_of(group)
+    assert "cannot be read" in next(one.fault for one in page.columns if one.trajectory.trajectory_id == "attempt-1")
+    assert {text for texts in column_texts(page).values() for text in texts} == {"a", "c"}
+    assert b"cannot be read" in sign_in(builders.make_member(project)).get(address(group)).content
+
+
+def test_steps_and_characters_beyond_the_limits_are_counted_and_lead_to_the_attempt(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_pages, "TEXT", 1_000)
+    monkeypatch.setattr(group_pages, "ROWS", 3)
+    long: list[Message] = [says("x" * 100_000)]
+    for number in range(20):
+        long += [{"role": "user", "content": f"go on {number}"}, says(f"step {number}")]
+    group = played(project, [long, [says("short")]])
+    text = sign_in(builders.make_member(project)).get(address(group)).content.decode()
+    assert "99,000 characters more" in text
+    assert "18 rows more" in text
+    assert len(text) < 100_000
+
+
+def test_a_line_of_a_megabyte_is_folded(project: Project) -> None:
+    group = played(project, [[says("y" * 1_000_000)], [says("b")]])
+    text = sign_in(builders.make_member(project)).get(address(group)).content.decode()
+    assert len(text) < 100_000
+
+
+def test_a_run_of_many_steps_is_opened_no_further_than_can_be_shown(
+    project: Project, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    steps = [{"llm_calls": [{"messages": [{"role": "user", "content": f"{number}"}], "response": f"r{number}"}]}
+             for number in range(1_000)]  # fmt: skip
+    for number in range(2):
+        ingestion.record(project, formats.incoming_value({
+            "trajectory_id": f"long-{number}", "agent_id": "a", "scenario": {"id": "long", "split": "train"},
+            "group_size": 2, "steps": [*steps[: 900 + number], {"llm_calls": [{"response": "end"}]}], "reward": 0.0,
+        }))  # fmt: skip
+    indexing.drain(project)
+    page = page_of(Group.objects.get(project=project))
+    assert page.columns[0].trajectory.n_steps > 900
+    assert page.prefix_turns >= group_pages.OPENED_STEPS
+
+
+def test_native_steps_show_states_actions_and_lookups(project: Project) -> None:
+    for number in range(2):
+        ingestion.record(project, formats.incoming_value({
+            "trajectory_id": f"native-{number}", "agent_id": "trader", "scenario": {"id": "trade", "split": "train"},
+            "group_size": 2, "reward": float(number), "steps": [{
+                "environment_state": {"balance": 10_000},
+                "provider_accesses": [{"provider_name": "news", "data": {"headline": "up"}}],
+                "action": {"action_type": ("BUY", "SELL")[number], "success": True},
+            }]}))  # fmt: skip
+    indexing.drain(project)
+    page = page_of(Group.objects.get(project=project))
+    assert [text.role for text in page.prefix] == ["environment", "provider"]
+    notes = {text.note for row in page.rows for cell in row.cells for text in cell.texts}
+    assert notes == {"BUY, succeeded", "SELL, succeeded"}
+
+
+def test_hostile_words_are_words(project: Project) -> None:
+    group = played(project, [[says(HOSTILE, tool={HOSTILE: HOSTILE})], [says("b")]])
+    Trajectory.objects.filter(trajectory_id="attempt-0").update(stop_reason=HOSTILE.replace("\x00", ""))
+    text = sign_in(builders.make_member(project)).get(address(group)).content.decode()
+    assert "<script>alert" not in text
+    assert "\x00" not in text
+    assert "\x1b" not in text
+    assert "&lt;script&gt;" in text
+    assert not re.search(r'\son\w+="|\sstyle="', text)
+
+
+# --- who sees it ------------------------------------------------------------------------------------------------------
+
+
+def test_another_projects_group_is_not_there(project: Project) -> None:
+    group = builders.make_group(project)
+    outsider = sign_in(builders.make_member(builders.make_project(), Role.OPERATOR))
+    assert outsider.get(address(group)).status_code in (302, 404)
+
+
+def test_the_page_is_made_with_twelve_queries_however_many_attempts(
+    project: Project, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    group = played(project, [[says(f"way {number}")] for number in range(12)])
+    client = sign_in(builders.make_member(project, Role.RESEARCHER))
+    client.get(address(group))
+    with django_assert_max_num_queries(12):
+        assert client.get(address(group)).status_code == 200
+
+
+@needs_data
+def test_real_runs_part_where_the_agent_first_said_something_else(project: Project) -> None:
+    for body in sorted(tau_bench(), key=lambda one: str(one["trajectory_id"]))[:8]:
+        scenario = {"id": body.pop("scenario_id"), "split": "train"}
+        ingestion.record(project, formats.incoming_value({**body, "scenario": scenario}, "messages"))
+    indexing.drain(project)
+    client = sign_in(builders.make_member(project))
+    for group in Group.objects.filter(project=project):
+        page = page_of(group)
+        assert len(page.columns) == 4
+        assert page.prefix_turns >= 1
+        column_texts(page)
+        assert client.get(address(group)).status_code == 200
