@@ -6,14 +6,14 @@ counted, and leads to the attempt's own page.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean, median, pstdev
 
 from django.db.models import Case, Exists, F, OuterRef, Value, When
 from django.http import Http404
 from django.urls import reverse
 
-from training import alignment, freezing, mixing, policies, selection, turns
+from training import alignment, freezing, mixing, pairs, policies, selection, turns
 from training.models import BatchGroup, Mode, RewardJudgment, TrainedModel, TrainingPolicy, TruncatedRuns
 from training.turns import Turn
 from trajectories import segments, shown
@@ -225,7 +225,8 @@ class GroupPage:
     previous: int | None
     next: int | None
     policy: TrainingPolicy
-    others: Sequence[Column] = field(default_factory=tuple)  # of the group, that are not shown
+    everyone: Sequence[Column]
+    pair: pairs.Pair | None = None  # two of them held against each other, in place of rows
 
     @property
     def last(self) -> int:
@@ -276,7 +277,7 @@ def group_page(group: Group, look: Look) -> GroupPage:
     picked = _picked(columns, look)
     first = min(look.first, max(0, len(columns) - 1) // COLUMNS * COLUMNS)
     visible = columns[first : first + COLUMNS] if picked is None else picked
-    abreast = _abreast(visible)
+    abreast = _abreast(visible) if picked is None else _against(visible)
     known = [one.reward for one in mixed.values() if one.reward is not None]
     raw = [one.reward for one in baseline if one.reward is not None]
     return GroupPage(
@@ -305,7 +306,8 @@ def group_page(group: Group, look: Look) -> GroupPage:
         previous=max(0, first - COLUMNS) if first else None,
         next=first + COLUMNS if first + COLUMNS < len(columns) and picked is None else None,
         policy=policy,
-        others=[one for one in columns if one not in visible],
+        everyone=columns,
+        pair=abreast.pair,
     )
 
 
@@ -514,10 +516,11 @@ class _Abreast:
     prefix_steps: str = ""
     rows: Sequence[Row] = ()
     left_out: Sequence[str] = ()
+    pair: pairs.Pair | None = None
 
 
-def _abreast(columns: Sequence[Column]) -> _Abreast:
-    """The payloads of some attempts, aligned; columns that go the same way for longer become neighbours."""
+def _read(columns: Sequence[Column]) -> tuple[list[list[Turn]], list[Column], list[int]]:
+    """The turns of each; the columns with what is wrong with their payloads; places of those that could be read."""
     faults: dict[int, Exception] = {}
     payloads = segments.load_many(
         [one.trajectory for one in columns],
@@ -527,7 +530,19 @@ def _abreast(columns: Sequence[Column]) -> _Abreast:
         faults=faults,
     )
     told = [turns.of(payload, payload.marks) if (payload := payloads.get(one.pk)) else [] for one in columns]
-    readable = [number for number, one in enumerate(columns) if one.pk in payloads]
+    known = [replace(one, fault=_fault(faults[one.pk])) if one.pk in faults else one for one in columns]
+    return told, known, [number for number, one in enumerate(columns) if one.pk in payloads]
+
+
+def _against(columns: Sequence[Column]) -> _Abreast:
+    """Two attempts held against each other."""
+    told, known, _ = _read(columns)
+    return _Abreast(known, pair=pairs.compare(told[0], told[1], (known[0].url, known[1].url)))
+
+
+def _abreast(columns: Sequence[Column]) -> _Abreast:
+    """The payloads of some attempts, aligned; columns that go the same way for longer become neighbours."""
+    told, columns, readable = _read(columns)
     names: dict[bytes, int] = {}  # numbers are compared faster than messages, and hold less
     keys = [[names.setdefault(turn.key, len(names)) for turn in told[number]] for number in readable]
     aligned = alignment.align(keys)
@@ -540,11 +555,7 @@ def _abreast(columns: Sequence[Column]) -> _Abreast:
     beside = [told[number] for number in order]
     parts = _chunks(beside, aligned.prefix)
     placed = [
-        replace(
-            columns[number],
-            same_as=_same_as(columns, order, at, shared, beside, aligned.prefix),
-            fault=_fault(faults.get(columns[number].pk)),
-        )
+        replace(columns[number], same_as=_same_as(columns, order, at, shared, beside, aligned.prefix))
         for at, number in enumerate(order)
     ]
     share = PAGE_TEXT // max(1, len(columns))
@@ -577,8 +588,8 @@ def _same_as(
     return f"as #{other.number} until step {beside[at][shared[at] - 1].step}"
 
 
-def _fault(fault: Exception | None) -> str:
-    return "" if fault is None else f"Its payload cannot be read: {shown.visible(str(fault))[:300]}"
+def _fault(fault: Exception) -> str:
+    return f"Its payload cannot be read: {shown.visible(str(fault))[:300]}"
 
 
 Chunk = tuple[int, int]  # turns from, until

@@ -203,6 +203,37 @@ def test_other_versions_at_the_same_scenario_are_listed(project: Project) -> Non
     )
 
 
+# --- two of them -----------------------------------------------------------------------------------------------------
+
+
+def test_two_attempts_are_compared_word_by_word(project: Project) -> None:
+    group = played(project, [[says("It costs 40 dollars in all.")], [says("It costs 55 dollars in all.")], [says("c")]])
+    first, second = (Trajectory.objects.get(trajectory_id=f"attempt-{number}") for number in (0, 1))
+    client = sign_in(builders.make_member(project))
+    text = client.get(f"{address(group)}?a={first.pk}&b={second.pk}").content.decode()
+    assert "#3 against #2" in text
+    assert "It costs <mark>40 </mark>dollars" in text
+    assert "It costs <mark>55 </mark>dollars" in text
+
+
+def test_two_that_are_not_of_this_group_are_not_there(project: Project) -> None:
+    group = played(project, [[says("a")], [says("b")]])
+    other = builders.make_group(builders.make_project())
+    client = sign_in(builders.make_member(project))
+    mine, theirs = group.trajectories.all()[0], other.trajectories.all()[0]
+    assert client.get(f"{address(group)}?a={mine.pk}&b={theirs.pk}").status_code == 404
+    for asked in (f"a={mine.pk}&b={mine.pk}", "a=x&b=y", "a=1", "from=-4", f"from={'9' * 17}"):
+        assert client.get(f"{address(group)}?{asked}").status_code == 200, asked
+
+
+def test_hostile_words_are_words_in_a_comparison_too(project: Project) -> None:
+    group = played(project, [[says(f"{HOSTILE} one")], [says(f"{HOSTILE} two")]])
+    one, other = group.trajectories.values_list("pk", flat=True)
+    text = sign_in(builders.make_member(project)).get(f"{address(group)}?a={one}&b={other}").content.decode()
+    assert "<script>alert" not in text
+    assert "<mark>one</mark>" in text
+
+
 # --- odd groups ------------------------------------------------------------------------------------------------------
 
 
