@@ -28,7 +28,7 @@ def judge_groups() -> None:
     """
     with batches.one_at_a_time("judging") as mine:
         if mine:
-            _for_each_project("judging", _judge)
+            for_each_project("judging", _judge)
 
 
 def _judge(project: Project) -> None:
@@ -38,7 +38,7 @@ def _judge(project: Project) -> None:
 
 def snapshot_readiness() -> None:
     """Keep what the checks say now, for pages, trends and the forecast."""
-    _for_each_project("readiness", readiness.snapshot)
+    for_each_project("readiness", readiness.snapshot)
 
 
 def start_due() -> list[TrainingBatch]:
@@ -50,7 +50,7 @@ def start_due() -> list[TrainingBatch]:
         if batch is not None:
             started.append(batch)
 
-    _for_each_project("starting a batch", start)
+    for_each_project("starting a batch", start)
     return started
 
 
@@ -89,7 +89,8 @@ def tend_batches() -> None:
         _guarded(f"batch {batch.pk}", partial(batches.tend, batch))
 
 
-def _for_each_project(what: str, step: Callable[[Project], object]) -> None:
+def for_each_project(what: str, step: Callable[[Project], object]) -> None:
+    """One project's fault is logged and costs no other its turn."""
     for project in Project.objects.order_by("pk").iterator(chunk_size=200):
         _guarded(f"{what}, project {project}", partial(step, project))
 

@@ -129,3 +129,101 @@ def number_text(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+# --- small ones, inside a line or a table ---------------------------------------------------------------------------
+
+SPARK_WIDTH, SPARK_HEIGHT = 120.0, 24.0
+WIDE_SPARK = 504.0  # three a bar, of a week's hours
+
+
+@dataclass(frozen=True)
+class Spark:
+    """A curve or bars without axes, for the eye alone: the numbers stand beside it."""
+
+    width: float
+    height: float
+    points: str  # of a polyline; "" with bars
+    bars: Sequence[Bar]
+    limit_y: float | None  # a threshold, where it lies inside
+    last_x: float
+    last_y: float
+
+
+def spark(values: Sequence[float], *, limit: float | None = None, bars: bool = False) -> Spark | None:
+    """None without values. Bars start at 0; a curve fills the height it has."""
+    if not values:
+        return None
+    low, high = (0.0 if bars else min(values)), max(values)
+    if limit is not None and (not bars or limit <= 2 * high):
+        low, high = min(low, limit), max(high, limit)
+    width = WIDE_SPARK if bars else SPARK_WIDTH
+    height = 2 * SPARK_HEIGHT if bars else SPARK_HEIGHT
+    spread = (high - low) or 1.0
+
+    def down(value: float) -> float:
+        return round(2 + (height - 4) * (1 - (value - low) / spread), 2)
+
+    each = width / len(values)
+    boxes = [
+        Bar(round(number * each, 2), down(value), round(each * 0.8, 2), round(height - 2 - down(value), 2), "")
+        for number, value in enumerate(values)
+        if bars and value > 0
+    ]
+    across = [round(2 + (width - 4) * number / max(1, len(values) - 1), 2) for number in range(len(values))]
+    points = " ".join(f"{x},{down(value)}" for x, value in zip(across, values, strict=True))
+    inside = limit is not None and low <= limit <= high
+    return Spark(
+        width=width,
+        height=height,
+        points="" if bars else points,
+        bars=boxes,
+        limit_y=down(limit) if inside and limit is not None else None,
+        last_x=across[-1],
+        last_y=down(values[-1]),
+    )
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One interval: a line from `left` to `right` with a dot at `x`."""
+
+    name: str
+    url: str
+    mean: str
+    interval: str
+    n: str
+    left: float
+    x: float
+    right: float
+
+
+@dataclass(frozen=True)
+class Forest:
+    rows: Sequence[ForestRow]
+    low: str
+    high: str
+    zero: float | None  # where 0 lies, when inside
+
+
+def forest(rows: Sequence[tuple[str, float, float, float, str, str]]) -> Forest | None:
+    """Intervals on one scale. Rows are (name, mean, lower, upper, n, url); None without any."""
+    if not rows:
+        return None
+    low, high = min(row[2] for row in rows), max(row[3] for row in rows)
+    spread = (high - low) or max(abs(high), 1.0) * 0.1
+
+    def across(value: float) -> float:
+        return round(MARGIN + (WIDTH - 2 * MARGIN) * (value - low) / spread, 2)
+
+    return Forest(
+        [
+            ForestRow(
+                name, url, f"{mean:.3f}", f"{lower:.3f} to {upper:.3f}", n, across(lower), across(mean), across(upper)
+            )
+            for name, mean, lower, upper, n, url in rows
+        ],
+        number_text(low),
+        number_text(high),
+        across(0.0) if low < 0 < high else None,
+    )

@@ -23,6 +23,7 @@ DEFAULTS = (
     Schedule("Run bulk actions", "trajectories.tasks.run_bulk_actions", 15, "What was begun for many and not ended."),
     Schedule("Judge groups", "training.tasks.judge_groups", 20, "Ask the judges about closed groups."),
     Schedule("Snapshot readiness", "training.tasks.snapshot_readiness", 300, "Keep what the checks say."),
+    Schedule("Take boards", "training.tasks.take_boards", 20, "Keep what the first page shows of each project."),
     Schedule("Start due batches", "training.tasks.start_due", 60, "Train where a project is ready and due."),
     Schedule("Tend batches", "training.tasks.tend_batches", 5, "Watch runs, publish, take up what was lost."),
     Schedule("Advance evaluations", "training.tasks.advance_evaluations", 10, "Finish those whose attempts are in."),

@@ -5,8 +5,9 @@ How often is in the database (admin: periodic tasks), where schedules.py puts th
 
 from celery import shared_task
 
-from training import automation, batches, deployments, evaluation, reconcile
+from training import automation, batches, boards, deployments, evaluation, reconcile
 from training.models import Deployment, Evaluation, TrainingBatch
+from trajectories.models import Project
 
 
 @shared_task
@@ -40,6 +41,19 @@ def judge_groups() -> None:
 def snapshot_readiness() -> None:
     """Keep what the readiness checks say now."""
     automation.snapshot_readiness()
+
+
+@shared_task
+def take_board(project_id: int) -> None:
+    """Keep how one project stands, for the first page: somebody looks at it, and the last look is old."""
+    for project in Project.objects.filter(pk=project_id):
+        boards.take(project)
+
+
+@shared_task
+def take_boards() -> None:
+    """The same for every project."""
+    boards.take_all()
 
 
 @shared_task

@@ -6,14 +6,13 @@ import sys
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.admin import AdminSite
+from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 
 from trainingsite import navigation
-
-MOST_PROJECTS = 12
 
 
 class TrainingsiteAdminSite(AdminSite):
@@ -86,9 +85,12 @@ class TrainingsiteAdminSite(AdminSite):
         return TemplateResponse(request, "admin/dashboard.html", {"board": self._board(request)})
 
     def _board(self, request: HttpRequest) -> object:
-        from training import pages
+        from training import dashboard
         from trainingsite import health
-        from trajectories import rights
+        from trajectories.project_admin import held
 
-        projects = list(rights.projects(request.user).order_by("-pk")[:MOST_PROJECTS])
-        return pages.dashboard(projects, health.parts())
+        user = request.user
+        assert isinstance(user, User)
+        site_url = f"{request.scheme}://{request.get_host()}"
+        chosen = request.GET.get("project", "")
+        return dashboard.of(user, held(request), health.near(), site_url=site_url, chosen=chosen)

@@ -172,16 +172,23 @@ def _endpoint(url: str, headers: dict[str, str], what: str) -> Health:
 
 def parts() -> dict[str, Health]:
     """Everything, for pages and `status`. What needs the database is not asked when it is away."""
+    return {**near(), **far()}
+
+
+def near() -> dict[str, Health]:
+    """What this process sees by itself, at once."""
     found = {"database": database()}
     if found["database"].ok:
         found["beat"] = _keep("beat", schedule)
     found["broker"] = _keep("broker", broker)
     found["worker"] = _keep("worker", worker)
     found["storage"] = storage()
-    found["judge"] = _keep("judge", judge)
-    found["serving"] = _keep("serving", serving)
-    found["gateway"] = _keep("gateway", gateway)
     return found
+
+
+def far() -> dict[str, Health]:
+    """Servers that are asked over HTTP: each that is away costs its time-out."""
+    return {"judge": _keep("judge", judge), "serving": _keep("serving", serving), "gateway": _keep("gateway", gateway)}
 
 
 def migrated() -> bool:
