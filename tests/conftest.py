@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
+from pytest_django import DjangoDbBlocker
 
 from trainingsite.children import Process, kept
 from trainingsite.embedded import Postgres, Valkey
@@ -31,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is None and not config.getoption("help"):
         _start_servers(config)
+    Path(settings.STATIC_ROOT).mkdir(parents=True, exist_ok=True)  # WhiteNoise warns of its absence
     assert settings.DATABASES  # reads the settings; pytest-django's own pytest_configure, the last, sets Django up
     if worker is not None:
         _own_folders(worker)
@@ -95,12 +97,19 @@ def chromium() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None) -> Iterator[None]:
-    """The writers' connections end before the database they are in."""
+def django_db_setup(django_db_setup: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """The connections of writers and live servers end before the database they are in."""
     yield
-    from trajectories import writing  # Django is not set up yet when this file is read
+    from django.db import connection  # Django is not set up yet when this file is read
+
+    from trajectories import writing
 
     writing.rest()
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        cursor.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where datname = current_database() and pid <> pg_backend_pid()"
+        )
 
 
 @pytest.hookimpl(trylast=True)
