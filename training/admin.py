@@ -13,7 +13,18 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 
-from training import batches, deployments, evaluation, group_pages, judging, mixing, model_life, pages, policies, tasks
+from training import (
+    batches,
+    deployments,
+    evaluation,
+    group_admin,  # noqa: F401  (importing registers it)
+    judging,
+    mixing,
+    model_life,
+    pages,
+    policies,
+    tasks,
+)
 from training.models import (
     LIVE_BATCH,
     BatchStatus,
@@ -33,106 +44,16 @@ from training.models import (
     TrainingRun,
 )
 from trainingsite.celery import nudge
-from trajectories import group_life, quality, rights
+from trajectories import quality, rights
 from trajectories.admin import MyProjectsFilter
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
-from trajectories.models import Group, GroupState, Judging, Role
+from trajectories.models import Role
 from trajectories.project_admin import Ask, ProjectAdmin, Verb
 
 
 def _reason(form: QueryDict) -> str:
     return form.get("reason", "").strip()
-
-
-# --- groups --------------------------------------------------------------------------------------------------------
-
-
-def _judge_again(row: Group, by: Actor, form: QueryDict) -> str:
-    judging.judge_again(row, by=by, reason=_reason(form))
-    return f"{row} waits for its judges."
-
-
-def _exclude_group(row: Group, by: Actor, form: QueryDict) -> str:
-    group_life.exclude(row, by=by, reason=_reason(form))
-    return f"{row} is excluded from every later batch."
-
-
-def _hold_group(row: Group, by: Actor, form: QueryDict) -> str:
-    group_life.hold(row, by=by, reason=_reason(form))
-    return f"{row} is held: no batch takes it until somebody lets it in again."
-
-
-def _include_group(row: Group, by: Actor, form: QueryDict) -> str:
-    group_life.include(row, by=by, reason=_reason(form))
-    return f"{row} may be trained on again."
-
-
-@admin.register(Group)
-class GroupAdmin(ProjectAdmin[Group]):
-    list_display = (
-        "id",
-        "scenario",
-        "behaviour",
-        "cohort",
-        "n",
-        "mean_reward",
-        "spread",
-        "state",
-        "judging",
-        "is_evaluation",
-        "last_received_at",
-    )
-    list_display_links = ("id", "scenario")
-    list_select_related = ("scenario", "project")
-    list_filter = (MyProjectsFilter, "state", "judging", "is_evaluation")
-    search_fields = ("scenario__scenario_id__startswith", "behaviour__startswith")
-    search_help_text = "the beginning of a scenario id or a behaviour"
-    ordering = ("-id",)
-    actions = ("judge_chosen",)
-    verbs = (
-        Verb(
-            "judge-again",
-            "Judge again",
-            Role.RESEARCHER,
-            _judge_again,
-            when=lambda row: row.judging in (Judging.JUDGED, Judging.ERROR, Judging.EXCLUDED),
-        ),
-        Verb("exclude", "Exclude", Role.RESEARCHER, _exclude_group, when=lambda row: row.state == GroupState.CLOSED),
-        Verb("hold", "Hold", Role.RESEARCHER, _hold_group, when=lambda row: row.state == GroupState.CLOSED),
-        Verb(
-            "include",
-            "Let in again",
-            Role.RESEARCHER,
-            _include_group,
-            when=lambda row: row.state in (GroupState.EXCLUDED, GroupState.HELD),
-        ),
-    )
-
-    @admin.display(description="mean reward")
-    def mean_reward(self, row: Group) -> str:
-        return f"{row.reward_sum / row.reward_n:.3g}" if row.reward_n else "unknown"
-
-    @admin.display(description="spread")
-    def spread(self, row: Group) -> str:
-        found = row.reward_spread()
-        return "unknown" if found is None else f"{found:.3g}"
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Group]:
-        return super().get_queryset(request).select_related("scenario", "project")
-
-    def page(self, request: HttpRequest, row: Group) -> group_pages.GroupPage:
-        return group_pages.group_page(row, group_pages.Look.of(request.GET))
-
-    @admin.action(description="Judge again", permissions=["researcher"])
-    def judge_chosen(self, request: HttpRequest, chosen: QuerySet[Group]) -> HttpResponse | None:
-        reason = self.ask_reason(request, chosen, action="judge_chosen", title="Judge again")
-        if not isinstance(reason, str):
-            return reason
-        act: Callable[[Group, Actor], object] = lambda row, by: judging.judge_again(row, by=by, reason=reason)  # noqa: E731
-        self.each(request, chosen, Role.RESEARCHER, act, "{n} groups wait for their judges.")
-        nudge(tasks.judge_groups)
-        return None
 
 
 # --- judges --------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ FIELDS = (
 class Text:
     """One line of a cell."""
 
+    kind: str  # how it looks
     role: str
     note: str
     start: str  # all of it, or its beginning where it is folded
@@ -193,8 +194,8 @@ class Look:
 
     @staticmethod
     def of(asked: Mapping[str, str]) -> "Look":
-        one, other = _number(asked.get("a", "")), _number(asked.get("b", ""))
-        first = _number(asked.get("from", "")) or 0
+        one, other = number(asked.get("a", "")), number(asked.get("b", ""))
+        first = number(asked.get("from", "")) or 0
         return Look(first - first % COLUMNS, one, other)
 
 
@@ -226,6 +227,7 @@ class GroupPage:
     next: int | None
     policy: TrainingPolicy
     everyone: Sequence[Column]
+    may_act: bool  # the reader may decide about attempts
     pair: pairs.Pair | None = None  # two of them held against each other, in place of rows
 
     @property
@@ -257,7 +259,7 @@ class GroupPage:
         return any(one.judgments for one in self.columns)
 
 
-def group_page(group: Group, look: Look) -> GroupPage:
+def group_page(group: Group, look: Look, *, may_act: bool = False) -> GroupPage:
     """Some attempts side by side, with the advantage a batch would freeze now.
 
     Raises:
@@ -307,6 +309,7 @@ def group_page(group: Group, look: Look) -> GroupPage:
         next=first + COLUMNS if first + COLUMNS < len(columns) and picked is None else None,
         policy=policy,
         everyone=columns,
+        may_act=may_act,
         pair=abreast.pair,
     )
 
@@ -701,9 +704,9 @@ class _Budget:
             self.left -= len(text)
             left_out = len(line.text) - len(text)
             if len(text) <= FOLD and text.count("\n") <= 7 and not left_out:
-                made.append(Text(line.role, line.note, text))
+                made.append(Text(line.kind, line.role, line.note, text))
             else:
-                made.append(Text(line.role, line.note, _beginning(text), text, left_out))
+                made.append(Text(line.kind, line.role, line.note, _beginning(text), text, left_out))
         return made
 
 
@@ -787,6 +790,6 @@ def _strip(columns: Sequence[Column], known: Sequence[float]) -> Strip | None:
     return Strip(dots, across(mean), left, max(0.0, round(right - left, 1)), f"{low:.4g}", f"{high:.4g}", height)
 
 
-def _number(text: str) -> int | None:
+def number(text: str) -> int | None:
     """Of an id in an address; None for what is none."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 18 else None

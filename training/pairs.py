@@ -17,6 +17,7 @@ PAGE_TEXT = 900_000  # of all of them
 class MarkedLine:
     """A line in pieces; those that the other attempt's has not are marked."""
 
+    kind: str
     role: str
     note: str
     pieces: Sequence[Piece]
@@ -151,14 +152,14 @@ class _Pages:
 
     def _plain(self, line: Line) -> MarkedLine:
         text = self._cut(line.text)
-        return MarkedLine(line.role, line.note, [Piece(text, False)], len(line.text) - len(text))
+        return MarkedLine(line.kind, line.role, line.note, [Piece(text, False)], len(line.text) - len(text))
 
     def _marked(self, one: Line, other: Line) -> tuple[MarkedLine, MarkedLine]:
         mine, others = self._cut(one.text), self._cut(other.text)
         pieces = differences.texts(mine, others, self.work)
         return (
-            MarkedLine(one.role, one.note, pieces[0], len(one.text) - len(mine)),
-            MarkedLine(other.role, other.note, pieces[1], len(other.text) - len(others)),
+            MarkedLine(one.kind, one.role, one.note, pieces[0], len(one.text) - len(mine)),
+            MarkedLine(other.kind, other.role, other.note, pieces[1], len(other.text) - len(others)),
         )
 
 

@@ -16,6 +16,8 @@ from trajectories import payloads, shown, transcripts
 from trajectories.payloads import ActionPayload, Message, TrajectoryPayload
 
 SAYS_NOTHING = frozenset({"id", "tool_call_id", "weight"})  # of a message; drawn anew or for the trainer
+MESSAGES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+KINDS = MESSAGES | {"environment", "provider", "action", "reasoning", "call", "error"}
 KEPT_APART = "[a large part that is kept apart; its step's page opens it]"
 LOOK_BACK = 8  # conversations that another one may repeat the beginning of
 
@@ -36,6 +38,11 @@ class Line:
     role: str  # as the turn's, or reasoning, call, error
     text: str
     note: str = ""  # name of a tool or a provider
+
+    @property
+    def kind(self) -> str:
+        """The role where it is one that pages know the look of: a sender may write anything there."""
+        return self.role if self.role in KINDS else "other"
 
 
 def of(payload: TrajectoryPayload, marks: Mapping[str, int] | None = None) -> list[Turn]:
@@ -64,7 +71,7 @@ def of(payload: TrajectoryPayload, marks: Mapping[str, int] | None = None) -> li
                 step = last
             if at >= known:
                 by_step.setdefault(step, []).append(
-                    Turn(keys[at], step, str(message.get("role") or "message"), seam.text(message))
+                    Turn(keys[at], step, shown.visible(str(message.get("role") or "message")[:40]), seam.text(message))
                 )
     found: list[Turn] = []
     for number, step_payload in enumerate(payload.steps):

@@ -213,7 +213,10 @@ class _Cohorts:
                 ),
                 None,
             )
-            cohort = f"#{1 + sum(one.cohort.startswith('#') for one in present)}"
+            names = {one.cohort for one in present}
+            number = 1 + sum(name.startswith("#") for name in names)
+            while (cohort := f"#{number}") in names:  # one of them was set apart for evaluation, or given back
+                number += 1
         if group is None:
             group = Group(
                 project=self.project,

@@ -195,17 +195,19 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
         if not rights.may(request.user, self.project_of(row), verb.role):
             raise PermissionDenied(f"This takes the role {verb.role} in {self.project_of(row)}.")
         back = reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_change", args=[row.pk])
+        status = 200
         if request.method == "POST":
             if verb.needs_reason and not request.POST.get("reason", "").strip():
                 self.message_user(request, "Give a reason: it is kept with the change.", messages.ERROR)
             else:
                 try:
                     told = verb.act(row, Actor.of(request), request.POST)
-                except Problem as problem:
+                except Problem as problem:  # somebody else was quicker, or it cannot be done: what was typed stays
                     self.message_user(request, str(problem), messages.ERROR)
+                    status = problem.status
                 else:
                     self.message_user(request, told, messages.SUCCESS)
-                return HttpResponseRedirect(back)
+                    return HttpResponseRedirect(back)
         context = {
             **self.admin_site.each_context(request),
             "title": verb.label,
@@ -214,7 +216,7 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
             "verb": verb,
             "back": back,
         }
-        return TemplateResponse(request, "admin/do_verb.html", context)
+        return TemplateResponse(request, "admin/do_verb.html", context, status=status)
 
     # --- doing -----------------------------------------------------------------------------------------------------
 

@@ -340,6 +340,122 @@ def test_hostile_words_are_words(project: Project) -> None:
     assert not re.search(r'\son\w+="|\sstyle="', text)
 
 
+# --- deciding ---------------------------------------------------------------------------------------------------------
+
+
+def judged(group: Group, score: float = 0.25) -> RewardJudgment:
+    """The judge's word on its first attempt, in a mix that counts it."""
+    policy = policies.of(group.project)
+    policy.reward_mix = {"recorded": 1, "ruler": 1}
+    policy.save()
+    call = JudgeCall.objects.create(
+        project=group.project, group=group, kind=JudgeKind.LLM, source="ruler", state="done"
+    )
+    return RewardJudgment.objects.create(
+        project=group.project, trajectory=group.trajectories.order_by("pk")[0], group=group, judge_call=call,
+        kind=JudgeKind.LLM, source="ruler", score=score,
+    )  # fmt: skip
+
+
+def test_a_score_is_overridden_from_the_page_and_the_second_is_told(project: Project) -> None:
+    group = played(project, [[says("a")], [says("b")]])
+    judgment = judged(group)
+    rosa, otto = (sign_in(builders.make_member(project, Role.RESEARCHER)) for _ in range(2))
+    page = f"/admin/trajectories/group/{group.pk}/attempts/{judgment.trajectory_id}/override/"
+    assert f"/attempts/{judgment.trajectory_id}/override/" in rosa.get(address(group)).content.decode()
+    assert b"ruler says 0.25" in otto.get(page).content
+
+    form = {"judgment": judgment.pk, "score": "0.9", "reason": "it did refund"}
+    assert rosa.post(page, form).headers["Location"].endswith(f"#attempt-{judgment.trajectory_id}")
+    told = otto.post(page, {**form, "score": "0.1", "reason": "no"})
+    assert told.status_code == 409
+    assert "no longer current" in told.content.decode()
+    assert RewardJudgment.objects.get(trajectory=judgment.trajectory_id, is_current=True).score == 0.9
+
+
+@pytest.mark.parametrize("score", ["", "much", "nan", "inf", "1.5", "-0.1"])
+def test_what_is_no_score_is_refused(project: Project, score: str) -> None:
+    group = played(project, [[says("a")], [says("b")]])
+    judgment = judged(group)
+    client = sign_in(builders.make_member(project, Role.RESEARCHER))
+    page = f"/admin/trajectories/group/{group.pk}/attempts/{judgment.trajectory_id}/override/"
+    assert client.post(page, {"judgment": judgment.pk, "score": score, "reason": "x"}).status_code == 409
+    assert RewardJudgment.objects.filter(is_current=True).get().score == 0.25
+
+
+def test_forged_judgments_are_not_taken(project: Project) -> None:
+    group = played(project, [[says("a")], [says("b")]])
+    judgment = judged(group)
+    other = group.trajectories.order_by("pk")[1]
+    client = sign_in(builders.make_member(project, Role.RESEARCHER))
+    for pk, seen in ((other.pk, judgment.pk), (judgment.trajectory_id, "²"), (judgment.trajectory_id, "")):
+        page = f"/admin/trajectories/group/{group.pk}/attempts/{pk}/override/"
+        assert client.post(page, {"judgment": seen, "score": "1", "reason": "x"}).status_code in (404, 409)
+    assert RewardJudgment.objects.filter(kind=JudgeKind.HUMAN).count() == 0
+
+
+def test_one_attempt_is_taken_out_and_let_in_again(project: Project) -> None:
+    group = played(project, [[says("a")], [says("b")], [says("c")]])
+    one = group.trajectories.order_by("pk")[0]
+    client = sign_in(builders.make_member(project, Role.RESEARCHER))
+    page = f"/admin/trajectories/group/{group.pk}/attempts/{one.pk}"
+    assert client.post(f"{page}/leave-out/", {"reason": ""}).status_code == 409
+    client.post(f"{page}/leave-out/", {"reason": "cheated"})
+    assert page_of(group).compared == 2
+    assert client.post(f"{page}/leave-out/", {"reason": "me too"}).status_code == 409
+    client.post(f"{page}/take-back/", {"reason": "it did not"})
+    assert page_of(group).compared == 3
+
+
+def test_a_group_is_sent_to_review_and_the_second_is_told(project: Project) -> None:
+    group = builders.make_group(project)
+    rosa, otto = (sign_in(builders.make_member(project, Role.RESEARCHER)) for _ in range(2))
+    page = f"/admin/trajectories/group/{group.pk}/do/hold/"
+    assert rosa.post(page, {"reason": "look at it"}).status_code == 302
+    told = otto.post(page, {"reason": "mine"})
+    assert told.status_code == 409
+    assert "is held, so it cannot become held" in told.content.decode()
+    assert "mine" in told.content.decode()
+    assert b"waits for a person" in rosa.get(address(group)).content
+
+
+def test_a_group_is_made_evaluation_only_from_its_page(project: Project) -> None:
+    group = builders.make_group(project)
+    client = sign_in(builders.make_member(project, Role.RESEARCHER))
+    assert b"Make evaluation-only" in client.get(address(group)).content
+    client.post(f"/admin/trajectories/group/{group.pk}/do/set-apart/", {"reason": "a good test"})
+    text = client.get(address(group)).content.decode()
+    assert "for evaluation only" in text
+    assert "Let it train again" in text
+
+
+def test_a_reader_sees_no_actions_and_is_refused_when_forced(project: Project) -> None:
+    group = played(project, [[says("a")], [says("b")]])
+    judgment = judged(group)
+    reader = sign_in(builders.make_member(project))
+    text = reader.get(address(group)).content.decode()
+    assert "/attempts/" not in text
+    assert "/do/" not in text
+    attempt = f"/admin/trajectories/group/{group.pk}/attempts/{judgment.trajectory_id}"
+    for verb in ("override", "score", "leave-out", "take-back"):
+        form = {"reason": "x", "score": "1", "judgment": judgment.pk}
+        assert reader.get(f"{attempt}/{verb}/").status_code == 403
+        assert reader.post(f"{attempt}/{verb}/", form).status_code == 403
+    for verb in ("hold", "exclude", "set-apart", "judge-again"):
+        assert reader.post(f"/admin/trajectories/group/{group.pk}/do/{verb}/", {"reason": "x"}).status_code == 403
+
+
+def test_nobody_decides_about_attempts_of_another_group_or_project(project: Project) -> None:
+    group, other = builders.make_group(project), builders.make_group(project)
+    theirs = other.trajectories.all()[0]
+    client = sign_in(builders.make_member(project, Role.RESEARCHER))
+    outsider = sign_in(builders.make_member(builders.make_project(), Role.RESEARCHER))
+    page = f"/admin/trajectories/group/{group.pk}/attempts"
+    assert client.post(f"{page}/{theirs.pk}/leave-out/", {"reason": "x"}).status_code == 404
+    assert client.get(f"{page}/{group.trajectories.all()[0].pk}/nothing/").status_code == 404
+    assert outsider.post(f"{page}/{group.trajectories.all()[0].pk}/leave-out/", {"reason": "x"}).status_code == 404
+
+
 # --- who sees it ------------------------------------------------------------------------------------------------------
 
 
