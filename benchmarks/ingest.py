@@ -212,7 +212,7 @@ def single(key: str, rows: Sequence[bytes]) -> tuple[float, list[float]]:
 
 def stored_kilobytes(count: int) -> dict[str, float]:
     """kB a trajectory of each table that holds recordings, its indexes and TOAST included."""
-    tables = ("trajectories", "trajectory_segments", "shared_texts", "llm_call_logs", "indexing_work")
+    tables = ("trajectories", "trajectory_segments", "shared_texts", "llm_call_logs", "indexing_work", "search_texts")
     with psycopg.connect(os.environ["BENCHMARK_DATABASE_URL"], autocommit=True) as connection:
         sizes = {}
         for table in tables:

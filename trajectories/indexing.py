@@ -1,4 +1,4 @@
-"""What is filled behind the write: groups and their counters, late rewards, call rows.
+"""What is filled behind the write: groups and their counters, late rewards, call rows, search texts.
 
 A project's queue is worked off by one process at a time (an advisory lock), so that cohorts are numbered once;
 whoever needs the truth calls `drain` first. Killed anywhere, the queue's rows are still there and are done again.
@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import Count, F, Min, Q
 from django.utils import timezone
 
-from trajectories import arrivals, census, history, payloads, quality, rewards, segments, tokens
+from trajectories import arrivals, census, history, payloads, quality, rewards, search_texts, segments, tokens
 from trajectories.models import (
     ID_LENGTH,
     Fidelity,
@@ -85,7 +85,7 @@ def _pass(project: Project) -> int:
         recount(project, dirty)
         _close_full(project, dirty)
         for start in range(0, len(rows), PAYLOADS):
-            _write_calls(rows[start : start + PAYLOADS])
+            _write_calls_and_texts(rows[start : start + PAYLOADS])
         IndexingWork.objects.filter(pk__in=[row.pk for row in work]).delete()
     return len(work)
 
@@ -331,8 +331,8 @@ _CALL_COLUMNS = (
 )
 
 
-def _write_calls(rows: Sequence[Trajectory]) -> None:
-    """The call rows of some trajectories, made anew. COPY, for a run has dozens and the ORM costs 30 µs a row."""
+def _write_calls_and_texts(rows: Sequence[Trajectory]) -> None:
+    """Call rows and search texts of some trajectories, made anew. COPY: the ORM costs 30 µs a row."""
     LlmCallLog.objects.filter(trajectory__in=[row.pk for row in rows]).delete()
     loaded = segments.load_many(rows, with_actions=False, open_blobs=False)
     _check_spelling(rows, loaded)
@@ -341,6 +341,7 @@ def _write_calls(rows: Sequence[Trajectory]) -> None:
             for row in rows:
                 for call in _calls(row, loaded[row.pk]):
                     copy.write_row(call)
+    search_texts.write(rows, loaded)
 
 
 def _check_spelling(rows: Sequence[Trajectory], loaded: Mapping[int, segments.LoadedPayload]) -> None:
@@ -396,7 +397,7 @@ def _text(value: str | None, limit: int) -> str:
 
 
 def reindex(project: Project) -> int:
-    """Queue every sealed trajectory again; groups stay, call rows and counters are made anew."""
+    """Queue every sealed trajectory again; groups stay; call rows, search texts and counters are made anew."""
     pks = list(
         Trajectory.objects.filter(project=project, state=State.SEALED).order_by("id").values_list("pk", flat=True)
     )

@@ -9,6 +9,8 @@ from datetime import datetime
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.search import SearchVectorField
 from django.core.validators import MinValueValidator, RegexValidator
 from django.db import models
 from django.db.models import F, Q
@@ -583,6 +585,28 @@ class LlmCallLog(models.Model):
 
     def __str__(self) -> str:
         return f"call {self.position} of {self.trajectory_id}"
+
+
+class SearchText(models.Model):
+    """What was said in a trajectory, as far as it can be searched (`search_texts.py`); filled behind the write."""
+
+    trajectory = models.OneToOneField(
+        Trajectory, primary_key=True, on_delete=models.CASCADE, related_name="search_text"
+    )
+    project = models.ForeignKey(
+        Project, on_delete=models.CASCADE, related_name="+", db_index=False, db_constraint=False
+    )
+    words = SearchVectorField(help_text="each once; its project and blocks of pks as words that no text has")
+    body = models.BinaryField(help_text="zstd of the text, for excerpts")
+    n_characters = models.PositiveIntegerField(help_text="of the text")
+    is_cut = models.BooleanField(help_text="it holds less than was said")
+
+    class Meta:
+        db_table = "search_texts"
+        indexes = (GinIndex(fields=("words",), name="search_texts_words"),)
+
+    def __str__(self) -> str:
+        return f"{self.n_characters} characters of {self.trajectory_id}"
 
 
 class IndexingWork(models.Model):

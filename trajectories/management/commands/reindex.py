@@ -1,4 +1,4 @@
-"""Make call rows and group counters anew from the recordings."""
+"""Make call rows, search texts and group counters anew from the recordings."""
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
