@@ -48,8 +48,9 @@ from trajectories import quality, rights
 from trajectories.admin import MyProjectsFilter
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
+from trajectories.listing import Ordering, by_age, by_column
 from trajectories.models import Role
-from trajectories.project_admin import Ask, ProjectAdmin, Verb
+from trajectories.project_admin import Ask, ProjectAdmin, Verb, one_of
 
 
 def _reason(form: QueryDict) -> str:
@@ -94,6 +95,7 @@ class RewardJudgmentAdmin(ProjectAdmin[RewardJudgment]):
     list_display = ("id", "trajectory", "source", "score", "rank", "author", "is_current", "counts", "created_at")
     list_filter = (MyProjectsFilter, "kind", "is_current", "counts")
     list_select_related = ("trajectory", "project")
+    orderings = (*by_age(), *by_column("score", "score"))
     search_fields = ("trajectory__trajectory_id__startswith", "source__startswith")
     payload_columns = ("reasoning", "strengths", "weaknesses")
     verbs = (
@@ -415,7 +417,7 @@ class TrainingBatchAdmin(ProjectAdmin[TrainingBatch]):
 class TrainingRunAdmin(ProjectAdmin[TrainingRun]):
     project_path = "batch__project"
     list_display = ("id", "batch", "attempt", "status", "phase", "step", "total_steps", "started_at", "ended_at")
-    list_filter = ("status",)
+    list_filter = (MyProjectsFilter, "status")
     list_select_related = ("batch", "batch__project")
     search_fields = ("batch__batch_id__startswith",)
     payload_columns = ("log_tail", "result")
@@ -533,7 +535,7 @@ def _retry_evaluation(row: Evaluation, by: Actor, form: QueryDict) -> str:
 class EvaluationAdmin(ProjectAdmin[Evaluation]):
     list_display = ("id", "candidate", "baseline", "state", "split", "attempts", "created_at", "finished_at")
     list_select_related = ("candidate", "baseline", "project")
-    list_filter = (MyProjectsFilter, "state", "split")
+    list_filter = (MyProjectsFilter, "state", one_of("split", "train", "held_out", "locked"))
     search_fields = ("evaluation_id__startswith", "candidate__version")
     verbs = (
         Verb(
@@ -633,6 +635,10 @@ class ServingIntervalAdmin(ProjectAdmin[ServingInterval]):
     list_filter = (MyProjectsFilter, "slot")
     search_fields = ("audience__startswith", "model__version")
     ordering = (F("starts_at").desc(), "-id")
+    orderings = (
+        Ordering("-starts_at", "latest first", "starts_at"),
+        Ordering("starts_at", "earliest first", "starts_at", descending=False),
+    )
 
     @admin.display(description="version")
     def served(self, row: ServingInterval) -> str:
@@ -644,6 +650,12 @@ class ServingIntervalAdmin(ProjectAdmin[ServingInterval]):
 
 class UserAdmin(DjangoUserAdmin[User]):
     """Accounts: for superusers. What they may do in a project is their memberships'."""
+
+    def has_module_permission(self, request: HttpRequest) -> bool:
+        return bool(getattr(request.user, "is_superuser", False))
+
+    def has_view_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return bool(getattr(request.user, "is_superuser", False))
 
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         return False  # history names them; an account is switched off instead

@@ -11,7 +11,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.forms import ModelForm
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.http.response import HttpResponseBase
@@ -28,6 +28,7 @@ from trajectories import (
     export,
     history,
     indexing,
+    listing,
     otlp,
     people,
     pressure,
@@ -38,8 +39,9 @@ from trajectories import (
     transcripts,
 )
 from trajectories.api import export_response
-from trajectories.errors import Problem, Refused
+from trajectories.errors import Invalid, Problem, Refused
 from trajectories.history import Actor
+from trajectories.listing import Ordering, by_age, by_column
 from trajectories.models import (
     Agent,
     ApiKey,
@@ -60,7 +62,7 @@ from trajectories.models import (
     Trajectory,
 )
 from trajectories.payloads import LlmCallPayload, Message, StepPayload
-from trajectories.project_admin import COUNT_UP_TO, Ask, ProjectAdmin, Verb, held
+from trajectories.project_admin import Ask, ProjectAdmin, Verb, held, one_of
 
 LONG = 1_500  # characters; a longer text is folded
 STEPS_A_PAGE = 40
@@ -388,12 +390,30 @@ class MyProjectsFilter(admin.SimpleListFilter):
     title = "project"
     parameter_name = "project"
 
-    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
-        return [(str(one.pk), one.slug) for one in rights.projects(request.user)[:100]]
+    def __init__(
+        self,
+        request: HttpRequest,
+        params: dict[str, list[str]],
+        model: type[Model],
+        model_admin: ProjectAdmin[Model],
+    ) -> None:
+        self.project_path = model_admin.project_path
+        super().__init__(request, params, model, model_admin)
 
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Trajectory]) -> QuerySet[Trajectory]:
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        mine = held(request).slugs
+        return [(str(pk), slug) for pk, slug in list(mine.items())[:100]] if len(mine) > 1 else []
+
+    def has_output(self) -> bool:
+        return bool(self.lookup_choices) or self.value() is not None
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Model]) -> QuerySet[Model]:
         value = self.value()
-        return queryset.filter(project=int(value)) if value and value.isdigit() else queryset
+        if not value:
+            return queryset
+        if not (value.isascii() and value.isdigit() and int(value) in held(request).slugs):
+            raise IncorrectLookupParameters(Invalid("There is no such project among yours."))
+        return queryset.filter(**{self.project_path: int(value)})
 
 
 @admin.register(Trajectory)
@@ -424,6 +444,8 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
     search_fields = ("trajectory_id__startswith", "scenario__scenario_id__startswith")
     search_help_text = "the beginning of a trajectory id or a scenario id"
     ordering = ("-id",)
+    orderings = (*by_age(), *by_column("reward", "reward", column="reward_shown"))
+    empty = "Send some: docs/http-api.md says how."
     payload_columns = ("metrics", "findings", "reward_components", "content_hash", "twin_hash")
     verbs = (
         Verb(
@@ -459,7 +481,7 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
     def reward_shown(self, row: Trajectory) -> str:
         return "unknown" if row.reward is None else f"{row.reward:g}"
 
-    @admin.display(description="quality", ordering="quality")
+    @admin.display(description="quality")
     def quality_shown(self, row: Trajectory) -> str:
         return f"{row.quality:.0%}"
 
@@ -503,8 +525,8 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
             **self.admin_site.each_context(request),
             "title": "Export trajectories",
             "opts": self.opts,
-            "count": rows[: COUNT_UP_TO + 1].count(),
-            "most": COUNT_UP_TO,
+            "count": rows[: listing.COUNT_UP_TO + 1].count(),
+            "most": listing.COUNT_UP_TO,
             "formats": export.FORMATS.items(),
             "chosen": request.POST.get("format", "native"),
             "margin": request.POST.get("margin", "0"),
@@ -578,7 +600,7 @@ class ProjectItselfAdmin(ProjectAdmin[Project]):
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Project]:
-        return rights.projects(request.user)
+        return Project.objects.filter(pk__in=self.projects_of(request))
 
     def project_of(self, row: Project) -> Project:
         return row
@@ -692,6 +714,11 @@ class ApiKeyAdmin(ProjectAdmin[ApiKey]):
 class AgentAdmin(ProjectAdmin[Agent]):
     list_display = ("agent_id", "name", "project", "is_active", "created_at")
     list_filter = (MyProjectsFilter, "is_active")
+    orderings = (
+        Ordering("agent_id", "by id", "agent_id", descending=False, per_project=True),
+        Ordering("-agent_id", "by id, backwards", "agent_id", per_project=True),
+        *by_age(),
+    )
     list_select_related = ("project",)
     search_fields = ("agent_id__startswith", "name")
     change_role = Role.OPERATOR
@@ -723,7 +750,7 @@ class LlmCallAdmin(ProjectAdmin[LlmCallLog]):
         "latency_ms",
         "finish_reason",
     )
-    list_filter = ("origin", "is_trainable", "has_error")
+    list_filter = (MyProjectsFilter, "origin", "is_trainable", "has_error")
     list_select_related = ("trajectory", "trajectory__project")
     search_fields = ("trajectory__trajectory_id__startswith",)
     ordering = ("-id",)
@@ -737,10 +764,13 @@ class RewardChangeAdmin(ProjectAdmin[RewardChange]):
     search_fields = ("trajectory__trajectory_id__startswith", "waiting_for__startswith")
 
 
+CHANGED = ("status", "state", "judging", "split", "is_excluded", "archived_at", "fence")  # fields with a history
+
+
 @admin.register(StateChange)
 class StateChangeAdmin(ProjectAdmin[StateChange]):
     list_display = ("created_at", "kind", "object_id", "field", "was", "to", "by_name", "reason")
-    list_filter = (MyProjectsFilter, "field")
+    list_filter = (MyProjectsFilter, one_of("field", *CHANGED))
     search_fields = ("by_name", "kind")
 
 
@@ -756,7 +786,7 @@ class TombstoneAdmin(ProjectAdmin[Tombstone]):
 @admin.register(SharedText)
 class SharedTextAdmin(ProjectAdmin[SharedText]):
     list_display = ("id", "kind", "raw_size", "project", "created_at")
-    list_filter = (MyProjectsFilter, "kind")
+    list_filter = (MyProjectsFilter, one_of("kind", "system", "tools"))
     list_select_related = ("project",)
     payload_columns = ("data", "text_hash")
     fields = ("project", "kind", "codec", "raw_size", "created_at")
@@ -768,7 +798,7 @@ class SharedTextAdmin(ProjectAdmin[SharedText]):
 @admin.register(Blob)
 class BlobAdmin(ProjectAdmin[Blob]):
     list_display = ("id", "kind", "media_type", "raw_size", "stored_size", "project", "created_at")
-    list_filter = (MyProjectsFilter, "kind")
+    list_filter = (MyProjectsFilter, one_of("kind", "text", "json"))
     list_select_related = ("project",)
     payload_columns = ("content_hash", "preview")
     fields = ("project", "kind", "media_type", "raw_size", "stored_size", "preview", "location", "created_at")
@@ -815,7 +845,7 @@ class OtelRecordAdmin(ProjectAdmin[OtelRecord]):
     """What came over OTLP: waiting for its trajectory, sealed into one, or in quarantine with the reason."""
 
     list_display = ("id", "kind", "name", "trace_id", "state", "reason", "trajectory_ref", "project", "received_at")
-    list_filter = (MyProjectsFilter, "state", "kind")
+    list_filter = (MyProjectsFilter, "state", one_of("kind", "span", "log"))
     verbs = (
         Verb("retry", "Try again", Role.RESEARCHER, _retry_span, when=_is_quarantined, needs_reason=False),
         Verb(

@@ -20,8 +20,9 @@ from trajectories import bulk_actions, bulk_export, rights, shown, tasks
 from trajectories.bulk_actions import KINDS, Kind
 from trajectories.errors import Problem
 from trajectories.history import Actor
+from trajectories.listing import COUNT_UP_TO
 from trajectories.models import LIVE_ACTION, BulkAction, BulkItem, Role, Trajectory
-from trajectories.project_admin import COUNT_UP_TO, ProjectAdmin, Verb
+from trajectories.project_admin import ProjectAdmin, Verb, one_of
 
 AT_ONCE = 100  # rows that are done before the answer: nobody waits for a worker then
 SHOWN = 100  # refused rows of a page
@@ -98,7 +99,7 @@ def _may_be_undone(row: BulkAction) -> bool:
 @admin.register(BulkAction)
 class BulkActionAdmin(ProjectAdmin[BulkAction]):
     list_display = ("id", "what", "progress", "state", "by_name", "reason", "project", "begun")
-    list_filter = ("state", "kind")
+    list_filter = ("state", one_of("kind", *KINDS))
     list_select_related = ("project",)
     search_fields = ("by_name__startswith",)
     ordering = ("-id",)

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Generic, TypeVar, cast
 
 import msgspec
-from django.core.exceptions import ValidationError
+from django.core.exceptions import EmptyResultSet, ValidationError
 from django.db import OperationalError, connection, transaction
 from django.db.models import BooleanField, F, Field, Func, Lookup, Model, QuerySet, Value
 from django.db.models.expressions import Combinable
@@ -26,10 +26,9 @@ from psycopg.errors import QueryCanceled
 from trajectories.errors import Invalid
 
 BUDGET = 0.1  # seconds for the rows of a page
-COUNT_BUDGET = 0.05  # seconds to count what matches
 COUNT_UP_TO = 10_000  # above this a list says "about"
 WINDOW = 2_000  # rows of the index, or numbers, in the first window
-GROWTH = 16  # times as wide as the last, at most
+GROWTH = 64  # times as wide as the last, at most
 WINDOWS = 4  # so many queries, at most
 CHEAP = 25_000.0  # in the planner's units: a count that costs more is not tried
 BRANCHES = 8  # projects that are walked side by side in another order than by age
@@ -50,9 +49,27 @@ class Ordering:
     field: str = ""  # none: by the primary key alone
     descending: bool = True
     per_project: bool = False  # its index begins with the project
+    column: str = ""  # of the list that shows it
 
 
 NEWEST = Ordering("newest", "newest first")
+
+
+def by_age(column: str = "") -> tuple[Ordering, Ordering]:
+    """Newest first, and oldest first, shown by a column that the key goes with."""
+    return (
+        Ordering("newest", "newest first", column=column),
+        Ordering("oldest", "oldest first", descending=False, column=column),
+    )
+
+
+def by_column(field: str, label: str, *, column: str = "", per_project: bool = True) -> tuple[Ordering, Ordering]:
+    """Both ways along an index over a column and the key. `label` is what the column tells."""
+    shown_by = column or field
+    return (
+        Ordering(f"-{field}", f"highest {label} first", field, per_project=per_project, column=shown_by),
+        Ordering(field, f"lowest {label} first", field, descending=False, per_project=per_project, column=shown_by),
+    )
 
 
 @dataclass(frozen=True)
@@ -122,8 +139,9 @@ class Page(Generic[Row]):
     rows: Sequence[Row]
     older: Cursor | None = None  # None: there is nothing further that way
     newer: Cursor | None = None
+    onward: Cursor | None = None  # that of the two which goes on in the direction of this walk
     cut: bool = False  # the time was up before the page was full; its cursor goes on where the walk stopped
-    whole: bool = False  # all that matches is on this page
+    counted: "Count | None" = None  # how many match, where that was asked for
     looked_to: Key | None = None  # the last place that was looked at, when it was cut
 
 
@@ -137,6 +155,7 @@ def walk(
     base: QuerySet[Row] | None = None,
     projects: Sequence[int] = (),
     window: int = WINDOW,
+    counts: bool = False,
 ) -> Page[Row]:
     """A page of `rows`.
 
@@ -146,6 +165,7 @@ def walk(
         projects: whose rows these may be, for an order whose index begins with the project; none: of one, or unknown.
         budget: seconds.
         window: width of the first window.
+        counts: whether to say how many match.
     """
     backwards = cursor is not None and cursor.newer
     line = _line(rows if base is None else base, ordering, projects, backwards=backwards)
@@ -155,7 +175,9 @@ def walk(
     stopped = cursor.key if cursor else None  # up to there everything has been looked at
     began = time.monotonic()
     ended = False
-    with suppress(_TimeIsUp), limited(budget):
+    counted: Count | None = None
+    with suppress(_TimeIsUp), limited(budget, line.ends_sql if windowed else "") as ends:
+        line.ends = ends
         for _ in range(WINDOWS):
             opened = time.monotonic()
             bound = line.stretches[number].bound(after, window) if windowed else None
@@ -171,24 +193,28 @@ def walk(
                 break
             now = time.monotonic()
             left = budget - (now - began)
-            if left <= 0:
+            # The next is as wide as may be gone through in less than half of what is left.
+            wider = int(window * min(GROWTH, left * 0.4 / max(now - opened, 1e-4)))
+            if wider < min(window, WINDOW):
                 break
-            window = int(window * max(1.0, min(GROWTH, left / 2 / max(now - opened, 1e-4))))
-    cut = not ended and len(found) <= size
-    return _page(found, ordering, cursor, size=size, ended=ended, stopped=stopped if cut else None, cut=cut)
+            window = wider
+        if ended and cursor is None:
+            counted = Count(len(found))
+        elif counts:
+            counted, cost = guess(rows)
+            if len(found) > size and cost <= CHEAP and counted.n <= 2 * COUNT_UP_TO:
+                counted = counted_up(rows, counted)
+    full = len(found) > size
+    cut = not ended and not full
+    page = _page(found, ordering, cursor, size=size, ended=ended, stopped=stopped if cut else None)
+    return replace(page, counted=counted)
 
 
 def _page(
-    found: list[Row],
-    ordering: Ordering,
-    cursor: Cursor | None,
-    *,
-    size: int,
-    ended: bool,
-    stopped: Key | None,
-    cut: bool,
+    found: list[Row], ordering: Ordering, cursor: Cursor | None, *, size: int, ended: bool, stopped: Key | None
 ) -> Page[Row]:
     rows = found[:size]
+    cut = not ended and len(found) <= size
     onward = stopped if cut else (None if ended else key_of(rows[-1], ordering))
     back = key_of(rows[0], ordering) if rows else (replace(cursor.key, including=True) if cursor else None)
     backwards = cursor is not None and cursor.newer
@@ -196,8 +222,8 @@ def _page(
     behind = Cursor(back, newer=not backwards) if back is not None and cursor is not None else None
     if backwards:
         rows.reverse()
-        return Page(rows, older=behind, newer=ahead, cut=cut, looked_to=stopped)
-    return Page(rows, older=ahead, newer=behind, cut=cut, whole=ended and cursor is None, looked_to=stopped)
+        return Page(rows, older=behind, newer=ahead, onward=ahead, cut=cut, looked_to=stopped)
+    return Page(rows, older=ahead, newer=behind, onward=ahead, cut=cut, looked_to=stopped)
 
 
 def key_of(row: Model, ordering: Ordering) -> Key:
@@ -209,13 +235,16 @@ class _TimeIsUp(Exception):
 
 
 @contextmanager
-def limited(budget: float) -> Iterator[None]:
-    """No statement inside takes longer than the budget. Raises _TimeIsUp."""
+def limited(budget: float, asked: str = "") -> Iterator[tuple[int, ...]]:
+    """No statement inside takes longer than the budget. Gives the answer to `asked`, numbers of an SQL select list.
+
+    Raises _TimeIsUp.
+    """
     nested = connection.in_atomic_block
     try:
         with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute("select set_config('statement_timeout', %s, true)", [str(max(1, round(budget * 1000)))])
-            yield
+            cursor.execute(f"select {asked or '0'}, set_config('statement_timeout', %s, true)", [_milliseconds(budget)])
+            yield tuple(one or 0 for one in cursor.fetchone()[:-1])
             if nested:  # the setting would hold until the outer transaction ends
                 cursor.execute("select set_config('statement_timeout', '0', true)")
     except OperationalError as exc:
@@ -224,11 +253,17 @@ def limited(budget: float) -> Iterator[None]:
         raise _TimeIsUp from exc
 
 
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, round(seconds * 1000)))
+
+
 # --- the line that is walked -----------------------------------------------------------------------------------------
 
 
 class _Stretch:
     """A part of the index, walked in one direction."""
+
+    ends: tuple[int, ...] = ()  # what `ends_sql` found
 
     def bound(self, after: Key | None, width: int) -> Key | None:
         """The last place of the window that begins after a place; None: the window reaches the end."""
@@ -239,11 +274,21 @@ class _Stretch:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Line:
     stretches: Sequence[_Stretch]
     nulls: int = -1  # which of them has the rows without a value; -1: none has
     needs_windows: bool = False  # even where nothing is filtered
+    ends_sql: str = ""  # what to ask before the first window
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        return ()
+
+    @ends.setter
+    def ends(self, told: tuple[int, ...]) -> None:
+        for one in self.stretches:
+            one.ends = told
 
     def at(self, key: Key | None) -> tuple[int, Key | None]:
         """The stretch in which the walk begins, and the place in it."""
@@ -259,7 +304,10 @@ class _Line:
 def _line(base: QuerySet[Row], ordering: Ordering, projects: Sequence[int], *, backwards: bool) -> _Line:
     descending = ordering.descending != backwards
     if not ordering.field:
-        return _Line([_ByKey(base.model, descending=descending)])
+        pk, table = base.model._meta.pk, base.model._meta.db_table
+        assert pk is not None
+        ends = f'(select min("{pk.column}") from "{table}"), (select max("{pk.column}") from "{table}")'  # noqa: S608
+        return _Line([_ByKey(descending=descending)], ends_sql=ends)
     split = ordering.per_project and 1 < len(projects) <= BRANCHES
     some = [base.filter(project=one) for one in projects] if split else [base]
     branches = [cast("QuerySet[Model]", one) for one in some]
@@ -274,26 +322,16 @@ def _line(base: QuerySet[Row], ordering: Ordering, projects: Sequence[int], *, b
 class _ByKey(_Stretch):
     """Windows of numbers: they need no look at the index, and those without rows cost nothing."""
 
-    def __init__(self, model: type[Model], *, descending: bool) -> None:
-        self.model = model
+    def __init__(self, *, descending: bool) -> None:
         self.descending = descending
-        self.ends: tuple[int, int] | None = None
 
     def bound(self, after: Key | None, width: int) -> Key | None:
-        low, high = self.ends = self.ends or self._ends()
+        low, high = self.ends
         if self.descending:
             last = (high + 1 if after is None else min(after.pk, high + 1)) - width
             return Key(last) if last > low else None
         last = (low - 1 if after is None else max(after.pk, low - 1)) + width
         return Key(last) if last < high else None
-
-    def _ends(self) -> tuple[int, int]:
-        pk = self.model._meta.pk
-        assert pk is not None
-        with connection.cursor() as cursor:
-            cursor.execute(f'select min("{pk.column}"), max("{pk.column}") from "{self.model._meta.db_table}"')  # noqa: S608
-            low, high = cursor.fetchone()
-        return low or 0, high or 0
 
     def between(self, rows: QuerySet[Row], after: Key | None, last: Key | None) -> QuerySet[Row]:
         beyond, up_to = ("pk__lt", "pk__gte") if self.descending else ("pk__gt", "pk__lte")
@@ -344,10 +382,20 @@ class _ByColumn(_Stretch):
             self.between(one.select_related(None), after, None).values_list(self.field, "pk")[:width]
             for one in self.branches
         ]
-        merged = ends[0] if len(ends) == 1 else ends[0].union(*ends[1:], all=True).order_by(*self.order())
-        # The end of a window, not a page: the index alone is read, and no further than the window is wide.
-        last = list(merged[width - 1 : width])
-        return self.key(*last[0]) if last else None
+        merged = ends[0] if len(ends) == 1 else ends[0].union(*ends[1:], all=True).order_by(*self.order())[:width]
+        try:
+            window, told = merged.query.sql_with_params()
+        except EmptyResultSet:
+            return None
+        back = "asc" if self.descending else "desc"
+        with connection.cursor() as cursor:
+            # The index alone is read, and no further than the window is wide.
+            cursor.execute(
+                f"select *, count(*) over () from ({window}) as places order by 1 {back}, 2 {back} limit 1",  # noqa: S608
+                told,
+            )
+            last = cursor.fetchone()
+        return self.key(last[0], last[1]) if last and last[2] == width else None
 
     def between(self, rows: QuerySet[Row], after: Key | None, last: Key | None) -> QuerySet[Row]:
         rows = self.only(rows)
@@ -391,18 +439,20 @@ class Count:
     exact: bool = True
 
 
-def count(rows: QuerySet[Row], *, budget: float = COUNT_BUDGET) -> Count:
-    """How many match: counted where that is cheap, else as the planner guesses."""
-    plain = rows.select_related(None).order_by().values("pk")
-    told = plain.explain(format="json")
+def guess(rows: QuerySet[Row]) -> tuple[Count, float]:
+    """How many match as the planner guesses, and what it would cost to look, in its units."""
+    told = _plain(rows).explain(format="json")
     if not told:  # nothing can match
-        return Count(0)
+        return Count(0), 0.0
     plan = json.loads(told)[0]["Plan"]
-    guessed, cost = int(plan["Plan Rows"]), float(plan["Total Cost"])
-    if guessed <= 2 * COUNT_UP_TO and cost <= CHEAP:
-        with suppress(_TimeIsUp), limited(budget):
-            found = plain[: COUNT_UP_TO + 1].count()
-            if found <= COUNT_UP_TO:
-                return Count(found)
-            return Count(max(found, guessed), exact=False)
-    return Count(guessed, exact=False)
+    return Count(int(plan["Plan Rows"]), exact=False), float(plan["Total Cost"])
+
+
+def counted_up(rows: QuerySet[Row], guessed: Count) -> Count:
+    """Counted, up to a limit above which the guess is told."""
+    found = _plain(rows)[: COUNT_UP_TO + 1].count()
+    return Count(found) if found <= COUNT_UP_TO else Count(max(found, guessed.n), exact=False)
+
+
+def _plain(rows: QuerySet[Row]) -> QuerySet[Row, dict[str, object]]:
+    return rows.select_related(None).order_by().values("pk")

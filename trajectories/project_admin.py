@@ -9,21 +9,24 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 from django.contrib import messages
+from django.contrib.admin.exceptions import DisallowedModelAdminLookup
+from django.contrib.admin.filters import SimpleListFilter
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.options import ModelAdmin
+from django.contrib.admin.options import IncorrectLookupParameters, ModelAdmin, ShowFacets
+from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.exceptions import PermissionDenied
-from django.core.paginator import Paginator
 from django.db import models
 from django.db.models import QuerySet
 from django.forms import ModelChoiceField
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
-from django.utils.functional import cached_property
 
 from trajectories import history, rights
-from trajectories.errors import Problem
+from trajectories.changelist import WalkedList, column_of
+from trajectories.errors import Invalid, Problem
 from trajectories.history import Actor
+from trajectories.listing import Ordering, by_age
 from trajectories.models import Project, Role
 
 Row = TypeVar("Row", bound=models.Model)
@@ -57,20 +60,6 @@ class Verb(Generic[Row]):
     asks: Sequence[Ask] = ()
 
 
-COUNT_UP_TO = 10_000  # above this a list says "about": counting a big table costs more than showing its page
-
-
-class GuessingPaginator(Paginator):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Counts exactly up to a limit, else says that there are more."""
-
-    @cached_property
-    def count(self) -> int:
-        rows = self.object_list
-        if not isinstance(rows, QuerySet):
-            return len(rows)
-        return rows.order_by()[: COUNT_UP_TO + 1].count()
-
-
 class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
     """Scoped querysets, choices and 404; roles instead of model permissions; no deleting; cheap lists."""
 
@@ -80,19 +69,26 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
     payload_columns: ClassVar[Sequence[str]] = ()  # never read by lists
     verbs: Sequence[Verb[Row]] = ()
 
+    orderings: ClassVar[Sequence[Ordering]] = by_age()  # of its list, the first unless asked; each with an index
+    empty: ClassVar[str] = ""  # what to do when there are none at all
+
     show_full_result_count = False
+    show_facets = ShowFacets.NEVER  # counting each choice scans the table
     list_per_page = 50
     list_max_show_all = 0
-    paginator = GuessingPaginator
     actions_on_bottom = False
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Row]:
         rows = super().get_queryset(request)
-        if not getattr(request.user, "is_superuser", False):
-            rows = rows.filter(**{f"{self.project_path}__in": rights.projects(request.user)})
+        if not held(request).everything:
+            rows = rows.filter(**{f"{self.project_path}__in": self.projects_of(request)})
         return rows.defer(*self.payload_columns)  # a page that shows one asks for it
+
+    def projects_of(self, request: HttpRequest) -> list[int]:
+        """Whose rows the user sees."""
+        return list(held(request).slugs)
 
     def project_of(self, row: Row) -> Project:
         value: object = row
@@ -149,6 +145,34 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
 
     def has_approver_permission(self, request: HttpRequest) -> bool:
         return self._may(request, Role.APPROVER, None)
+
+    # --- the list --------------------------------------------------------------------------------------------------
+
+    def get_changelist(self, request: HttpRequest, **kwargs: object) -> type[ChangeList]:
+        return WalkedList
+
+    def get_sortable_by(self, request: HttpRequest) -> list[str | Callable[[Row], str | bool]]:
+        columns = [str(one) for one in self.get_list_display(request)]
+        return [column_of(one, columns) for one in self.orderings]
+
+    def get_changelist_instance(self, request: HttpRequest) -> ChangeList:
+        """Raises IncorrectLookupParameters, told to the user: a filter or value that the list cannot have."""
+        try:
+            if any("\x00" in value for values in request.GET.lists() for value in (values[0], *values[1])):
+                raise IncorrectLookupParameters("A NUL is in it.")
+            return super().get_changelist_instance(request)
+        except (IncorrectLookupParameters, DisallowedModelAdminLookup) as exc:
+            why = exc.args[0] if exc.args and isinstance(exc.args[0], Invalid) else None
+            told = f"{why.detail} " if why else "This list has no such filter, or it cannot have that value. "
+            self.message_user(request, f"{told}All rows are shown.", messages.WARNING)
+            raise IncorrectLookupParameters from exc
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
+        if ERROR_FLAG in request.GET and len(request.GET) > 1:  # said once already, about another address
+            kept = request.GET.copy()
+            del kept[ERROR_FLAG]
+            setattr(request, "GET", kept)  # noqa: B010
+        return super().changelist_view(request, extra_context)
 
     # --- the page of one row -----------------------------------------------------------------------------------------
 
@@ -268,6 +292,27 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
             "checkbox": ACTION_CHECKBOX_NAME,
         }
         return TemplateResponse(request, "admin/confirm_action.html", context)
+
+
+def one_of(field: str, *values: str) -> type[SimpleListFilter]:
+    """A filter on a column without declared choices; the stock one reads them from the whole table."""
+
+    class OneOf(SimpleListFilter):
+        title = field.replace("_", " ")
+        parameter_name = field
+
+        def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+            return [(one, one.replace("_", " ")) for one in values]
+
+        def queryset(self, request: HttpRequest, queryset: QuerySet[models.Model]) -> QuerySet[models.Model]:
+            value = self.value()
+            if value is None:
+                return queryset
+            if value not in values:
+                raise IncorrectLookupParameters(Invalid(f"The list has no such {self.title}."))
+            return queryset.filter(**{field: value})
+
+    return OneOf
 
 
 def held(request: HttpRequest) -> rights.Held:

@@ -4,6 +4,7 @@ from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import Model, QuerySet
+from django.utils.functional import cached_property
 
 from trajectories.models import Membership, Project, Role
 
@@ -54,9 +55,19 @@ class Held:
     def __init__(self, user: AbstractBaseUser | AnonymousUser | None) -> None:
         self.everything = isinstance(user, User) and user.is_active and user.is_superuser
         self._by_project: dict[int, frozenset[str]] = {}
+        self._slugs: dict[int, str] = {}
         if isinstance(user, User) and user.is_active and not self.everything:
-            for project, role in Membership.objects.filter(user=user).values_list("project", "role"):
+            held = Membership.objects.filter(user=user).order_by("project__slug")
+            for project, slug, role in held.values_list("project", "project__slug", "role"):
                 self._by_project[project] = self._by_project.get(project, frozenset()) | INCLUDES[role]
+                self._slugs[project] = slug
+
+    @cached_property
+    def slugs(self) -> dict[int, str]:
+        """Every project that the person sees: its slug by its number, in the order of the slugs."""
+        if self.everything:
+            return dict(Project.objects.order_by("slug").values_list("pk", "slug"))
+        return self._slugs
 
     def anywhere(self, role: str) -> bool:
         return self.everything or any(role in roles for roles in self._by_project.values())

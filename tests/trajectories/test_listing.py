@@ -152,9 +152,10 @@ def test_a_walk_that_runs_out_of_time_says_how_far_it_looked_and_goes_on_there()
     rare = Trajectory.objects.filter(project=project, final_status="cancelled")
     base = Trajectory.objects.filter(project=project)
 
-    page = listing.walk(rare, base=base, window=5, budget=0.0)
+    with patch.object(listing, "WINDOWS", 1):
+        page = listing.walk(rare, base=base, window=5, budget=60.0)
 
-    assert (page.rows, page.cut, page.whole) == ([], True, False)
+    assert (page.rows, page.cut, page.counted) == ([], True, None)
     assert page.older is not None and page.looked_to is not None
     assert page.looked_to.pk > oldest.pk
     rest = listing.walk(rare, NEWEST, page.older, base=base)
@@ -221,9 +222,13 @@ def test_counts_are_exact_where_that_is_cheap_and_said_to_be_guesses_elsewhere()
     seed(project, 12, random.Random(6))
     rows = Trajectory.objects.filter(project=project)
 
-    assert listing.count(rows) == listing.Count(12)
-    assert listing.count(rows.none()) == listing.Count(0)
+    def counted(some: Rows = rows) -> listing.Count | None:
+        return listing.walk(some, size=5, counts=True).counted
+
+    assert counted() == listing.Count(12)
+    assert counted(rows.none()) == listing.Count(0)
+    assert listing.walk(rows, size=50).counted == listing.Count(12)
     with patch.object(listing, "COUNT_UP_TO", 5):
-        assert not listing.count(rows).exact
+        assert not (counted() or listing.Count(0)).exact
     with patch.object(listing, "CHEAP", 0.0):
-        assert not listing.count(rows).exact
+        assert not (counted() or listing.Count(0)).exact
