@@ -1,6 +1,7 @@
 """Judging, training and serving, as researchers, operators and approvers see and do them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Generic
 
 from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
@@ -14,6 +15,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 
 from training import (
+    batch_pages,
     batches,
     deployments,
     evaluation,
@@ -50,11 +52,24 @@ from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
 from trajectories.listing import Ordering, by_age, by_column
 from trajectories.models import Role
-from trajectories.project_admin import Ask, ProjectAdmin, Verb, one_of
+from trajectories.project_admin import Ask, ProjectAdmin, Row, Verb, one_of
 
 
 def _reason(form: QueryDict) -> str:
     return form.get("reason", "").strip()
+
+
+class WholeRow(ProjectAdmin[Row], Generic[Row]):
+    """Its page reads the row in one query: with all columns, and the rows it names."""
+
+    page_related: ClassVar[Sequence[str]] = ("project",)
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Row | None:
+        try:
+            pk = self.opts.pk.to_python(object_id)
+        except ValidationError:
+            return None
+        return self.get_queryset(request).defer(None).select_related(*self.page_related).filter(pk=pk).first()
 
 
 # --- judges --------------------------------------------------------------------------------------------------------
@@ -297,7 +312,7 @@ class ArchivedFilter(admin.SimpleListFilter):
 
 
 @admin.register(TrainingBatch)
-class TrainingBatchAdmin(ProjectAdmin[TrainingBatch]):
+class TrainingBatchAdmin(WholeRow[TrainingBatch]):
     list_display = (
         "id",
         "project",
@@ -358,8 +373,10 @@ class TrainingBatchAdmin(ProjectAdmin[TrainingBatch]):
         except TrainedModel.DoesNotExist:
             return ""
 
-    def page(self, request: HttpRequest, row: TrainingBatch) -> pages.BatchPage:
-        return pages.batch_page(row)
+    page_related = ("project__policy", "parent", "model")
+
+    def page(self, request: HttpRequest, row: TrainingBatch) -> batch_pages.BatchPage:
+        return batch_pages.batch_page(row)
 
     def get_urls(self) -> list[URLPattern]:
         live = path("<int:pk>/live/", self.admin_site.admin_view(self.live), name="training_trainingbatch_live")
@@ -371,8 +388,11 @@ class TrainingBatchAdmin(ProjectAdmin[TrainingBatch]):
         row = self.get_object(request, str(pk))
         if row is None:
             raise Http404
-        context = {"original": row, "page": pages.batch_page(row)}
-        return TemplateResponse(request, "admin/training/trainingbatch/live.html", context)
+        context = {"original": row, "live": batch_pages.live_part(row)}
+        response = TemplateResponse(request, "admin/training/trainingbatch/live.html", context)
+        if not row.is_live():
+            response["HX-Refresh"] = "true"  # the rest of the page is of before it ended
+        return response
 
     def start(self, request: HttpRequest) -> HttpResponse:
         """Start a batch: which project, by force or not; what is missing is said here."""
@@ -414,16 +434,32 @@ class TrainingBatchAdmin(ProjectAdmin[TrainingBatch]):
 
 
 @admin.register(TrainingRun)
-class TrainingRunAdmin(ProjectAdmin[TrainingRun]):
+class TrainingRunAdmin(WholeRow[TrainingRun]):
     project_path = "batch__project"
+    page_related = ("batch__project__policy", "resumed_from")
     list_display = ("id", "batch", "attempt", "status", "phase", "step", "total_steps", "started_at", "ended_at")
     list_filter = (MyProjectsFilter, "status")
     list_select_related = ("batch", "batch__project")
     search_fields = ("batch__batch_id__startswith",)
     payload_columns = ("log_tail", "result")
 
-    def page(self, request: HttpRequest, row: TrainingRun) -> list[object]:
-        return list(pages.curves(row))
+    def page(self, request: HttpRequest, row: TrainingRun) -> batch_pages.RunPage:
+        return batch_pages.run_page(row)
+
+    def get_urls(self) -> list[URLPattern]:
+        live = path("<int:pk>/live/", self.admin_site.admin_view(self.live), name="training_trainingrun_live")
+        return [live, *super().get_urls()]
+
+    def live(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """The part of the page that changes while it trains; htmx asks for it."""
+        row = self.get_object(request, str(pk))
+        if row is None:
+            raise Http404
+        page = batch_pages.run_page(row)
+        response = TemplateResponse(request, "admin/training/trainingrun/live.html", {"original": row, "page": page})
+        if not page.attempt.is_live:
+            response["HX-Refresh"] = "true"
+        return response
 
 
 # --- versions, evaluations, deployments ----------------------------------------------------------------------------

@@ -93,6 +93,8 @@ class Bar:
     width: float
     height: float
     label: str
+    start: str = ""
+    end: str = ""
 
 
 def histogram(values: Sequence[float], *, bins: int = 21) -> list[Bar]:
@@ -117,6 +119,8 @@ def histogram(values: Sequence[float], *, bins: int = 21) -> list[Bar]:
                 width=round(width * 0.9, 2),
                 height=round(height, 2),
                 label=f"{number_text(start)} to {number_text(start + step)}: {count}",
+                start=number_text(start),
+                end=number_text(start + step),
             )
         )
     return bars

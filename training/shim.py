@@ -180,15 +180,15 @@ def _write(path: Path, value: Exit | Holder) -> None:
     temporary.replace(path)
 
 
-def tail(log: Path) -> list[str]:
-    """The last lines of a log, however long it is."""
+def tail(log: Path, *, lines: int = TAIL_LINES, size: int = TAIL_BYTES) -> list[str]:
+    """The last lines of a log, however long it is; `size` bytes of it are read."""
     try:
         with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
             text = file.read().decode(errors="replace").replace("\0", "")
     except OSError:
         return []
-    return text.splitlines()[-TAIL_LINES:]
+    return text.splitlines()[-lines:]
 
 
 def own(job: Path, command: list[str], lease: Lease, environment: dict[str, str]) -> Exit:

@@ -10,7 +10,7 @@ from pytest_django.live_server_helper import LiveServer
 from tests import builders
 from tests.admin.test_in_browser import ARGUMENTS, sign_in
 from tests.trajectories import recordings
-from training import pages
+from training import batch_pages
 from training.models import BatchItem
 from trajectories import ingestion, rewards, running
 from trajectories.admin import STEPS_A_PAGE
@@ -153,7 +153,7 @@ def test_a_reward_that_changed_since_is_said_on_both_pages(client: Client, proje
         item.save()
     changed, same = group.trajectories.order_by("pk")
     client.force_login(builders.make_member(project, Role.READER))
-    assert pages.changed_rewards(batch) == []
+    assert batch_pages.changed_rewards(batch) == []
     assert "changed since" not in client.get(f"{URL}{changed.pk}/change/").content.decode()
 
     body = RewardBody(reward=0.75, source="shop", reason="paid after all")
@@ -168,7 +168,7 @@ def test_a_reward_that_changed_since_is_said_on_both_pages(client: Client, proje
     assert "1 of 2 trajectories" in page
     assert "Steps 0 to" not in said  # its payload is gone: that is said, and not that it had none
     assert "The payload cannot be read" in said and "No steps are recorded" not in said
-    assert [(one.trajectory_ref, one.was, one.now) for one in pages.changed_rewards(batch)] == [
+    assert [(one.trajectory_ref, one.was, one.now) for one in batch_pages.changed_rewards(batch)] == [
         (changed.trajectory_id, 0.0, 0.75)
     ]
     assert BatchItem.objects.get(trajectory=changed).reward == 0.0  # what was frozen stays
