@@ -93,7 +93,7 @@ class Ingester:
         self._growing: OrderedDict[tuple[int, str], Growing] = OrderedDict()
         self._known: OrderedDict[tuple[int, str], None] = OrderedDict()  # trajectories that are there
         self._unopened: dict[tuple[int, str], Problem] = {}  # of the records at hand: why they could not be
-        self._projects: dict[int, tuple[float, Project]] = {}
+        self._projects: dict[int, Project] = {}  # of the records at hand, with their rules of now
         self._ends: dict[str, Callable[[Outcome], None]] = {}
         self._told: list[tuple[End, Outcome]] = []
         self._position: Position | None = None  # None: to be read from the database
@@ -174,6 +174,7 @@ class Ingester:
                 records.append((line, recordings.decode(line.raw)))
             except (ValueError, RecursionError) as exc:  # msgspec's errors are ValueErrors
                 self._set_aside(line, f"It cannot be read: {exc}")
+        self._projects.clear()
         self._open(records)
         self._told = []
         sealed: set[int] = set()
@@ -248,12 +249,12 @@ class Ingester:
 
     def _project(self, pk: int) -> Project:
         """Raises Gone: it was deleted."""
-        at, project = self._projects.get(pk, (0.0, None))
-        if project is None or time.monotonic() - at > 5.0:
+        project = self._projects.get(pk)
+        if project is None:
             project = Project.objects.filter(pk=pk).first()
             if project is None:
                 raise Gone(f"The project {pk} is not there any more.")
-            self._projects[pk] = (time.monotonic(), project)
+            self._projects[pk] = project
         return project
 
     def _open(self, records: Sequence[tuple[Line, Call | End]]) -> None:
@@ -308,7 +309,7 @@ class Ingester:
         for record in records:
             if isinstance(record, Call):
                 growing = growing or self._growing_of(project, trajectory_id)
-                steps.append(_step(record, growing))
+                steps.append(step_after(growing, record))
                 continue
             if steps:
                 running.append_steps(project, trajectory_id, steps)
@@ -337,7 +338,7 @@ class Ingester:
         key = (project.pk, trajectory_id)
         known = self._growing.get(key)
         if known is None or known.n_steps != row.n_steps or known.heads.count != row.n_calls:
-            known = _read(row)
+            known = growing_of(row)
             self._growing[key] = known
             while len(self._growing) > THREADS_KEPT:
                 self._growing.popitem(last=False)
@@ -413,7 +414,7 @@ def _grouped(
     return sorted(groups.items())
 
 
-def _read(row: Trajectory) -> Growing:
+def growing_of(row: Trajectory) -> Growing:
     """From the store, after a restart or when something else was appended."""
     payload = segments.load(row)
     heads = Heads()
@@ -423,7 +424,7 @@ def _read(row: Trajectory) -> Growing:
     return Growing(heads, len(payload.steps), payload.tools, max(stamps, default=None))
 
 
-def _step(call: Call, growing: Growing) -> StepPayload:
+def step_after(growing: Growing, call: Call) -> StepPayload:
     """The next step; `growing` then holds it too."""
     messages = recordings.messages_of(call)
     hashes = chain(messages)

@@ -115,7 +115,6 @@ class Spool:
         self._ended = {number: self._used(number) for number in self.segments()}  # bytes of files that are finished
         self.written = Position(0, 0)  # all before it is on the disk
         self.taken = Position(0, 0)  # all before it is in the database
-        self._aside = len(self.aside())
         self._thread = threading.Thread(target=self._write_all, name="spool", daemon=True)
         self._thread.start()
 
@@ -198,8 +197,8 @@ class Spool:
             with self._lock:
                 self.written = Position(self.written.segment, self.written.offset + size)
         except OSError as exc:
-            # What may be half written is never read: lines are written over it, or another file is begun.
             trouble = SpoolFull(f"{self.folder} cannot be written: {exc.strerror}.")
+            self._cut_off()
             self._close()
         by_loop: dict[asyncio.AbstractEventLoop, list[_Wish]] = {}
         for wish in wishes:
@@ -227,11 +226,7 @@ class Spool:
                 os.posix_fallocate(fd, 0, room)
             if self.sync:
                 os.fsync(fd)
-                folder = os.open(self.folder, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+                _sync_folder(self.folder)
         except OSError:
             os.close(fd)
             path.unlink(missing_ok=True)
@@ -246,6 +241,14 @@ class Spool:
             self._fd = -1
             with self._lock:
                 self._ended[self.written.segment] = self.written.offset
+
+    def _cut_off(self) -> None:
+        """What may be half written is never read, by the next start neither: its senders were told that it failed."""
+        if self._fd >= 0:
+            try:
+                os.ftruncate(self._fd, self.written.offset)
+            except OSError as exc:
+                logger.warning("%s may end in what is no record: %s", self.path(self.written.segment), exc.strerror)
 
     def close(self) -> None:
         """Write what was asked for, then let the folder go."""
@@ -317,20 +320,44 @@ class Spool:
         """Keep a record that cannot be taken in, with the reason beside it. Again is the same."""
         folder = self.folder / ASIDE
         folder.mkdir(mode=0o700, exist_ok=True)
-        name = f"{at.segment:020d}-{at.offset:010d}"
-        path = folder / f"{name}.json"
-        known = path.exists()
-        path.write_bytes(raw + b"\n")
-        (folder / f"{name}.why").write_text(why + "\n")
-        if not known:
-            self._aside += 1
+        path = folder / f"{at.segment:020d}-{at.offset:010d}.json"
+        # The position in the spool moves on: from then on the record is here alone.
+        _keep(path.with_suffix(".why"), why.encode("utf-8", "replace") + b"\n", sync=self.sync)
+        _keep(path, raw + b"\n", sync=self.sync)
         return path
 
     def aside(self) -> list[Path]:
-        return sorted((self.folder / ASIDE).glob("*.json"))
+        return aside(self.folder)
 
     def count_aside(self) -> int:
-        return self._aside
+        return len(self.aside())
+
+
+def aside(folder: Path) -> list[Path]:
+    """The records that could not be taken in, oldest first; the reason of each is in the `.why` beside it."""
+    return sorted((folder / ASIDE).glob("*.json"))
+
+
+def _keep(path: Path, raw: bytes, *, sync: bool) -> None:
+    """The file, whole or not at all."""
+    fresh = path.with_suffix(f"{path.suffix}.new")
+    with fresh.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
+    fresh.replace(path)
+    if sync:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the names in it on the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _tell(wishes: list[_Wish], trouble: SpoolFull | None) -> None:

@@ -176,7 +176,7 @@ def walk(
     began = time.monotonic()
     ended = False
     counted: Count | None = None
-    with suppress(_TimeIsUp), limited(budget, line.ends_sql if windowed else "") as ends:
+    with suppress(TimeIsUp), limited(budget, line.ends_sql if windowed else "") as ends:
         line.ends = ends
         for _ in range(WINDOWS):
             opened = time.monotonic()
@@ -230,7 +230,7 @@ def key_of(row: Model, ordering: Ordering) -> Key:
     return Key(row.pk, getattr(row, ordering.field) if ordering.field else None)
 
 
-class _TimeIsUp(Exception):
+class TimeIsUp(Exception):
     """The database ended a statement that took too long."""
 
 
@@ -238,7 +238,7 @@ class _TimeIsUp(Exception):
 def limited(budget: float, asked: str = "") -> Iterator[tuple[int, ...]]:
     """No statement inside takes longer than the budget. Gives the answer to `asked`, numbers of an SQL select list.
 
-    Raises _TimeIsUp.
+    Raises TimeIsUp.
     """
     nested = connection.in_atomic_block
     try:
@@ -250,7 +250,7 @@ def limited(budget: float, asked: str = "") -> Iterator[tuple[int, ...]]:
     except OperationalError as exc:
         if not isinstance(exc.__cause__, QueryCanceled):
             raise
-        raise _TimeIsUp from exc
+        raise TimeIsUp from exc
 
 
 def _milliseconds(seconds: float) -> str:

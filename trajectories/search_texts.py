@@ -29,8 +29,8 @@ PART = 6_000  # characters of one message, so that no single tool result takes t
 WORD = 64  # characters of a word that count
 LEVELS = (1 << 18, 1 << 14, 1 << 10)  # trajectories in a block, by pk; a walk asks for the largest that fit
 
-_WITHOUT_SPACES = "\u2e80-\ua4cf\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-WORDS = re.compile(f"[{_WITHOUT_SPACES}]|[^\\W_{_WITHOUT_SPACES}]+")
+NO_SPACES = "\u2e80-\ua4cf\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+WORDS = re.compile(f"[{NO_SPACES}]|[^\\W_{NO_SPACES}]+")
 _OUT = re.compile("[\x00\x1e\x1f]")  # PostgreSQL keeps none of the first; the others part a body
 _ASCII_WORDS = str.maketrans({chr(code): " " for code in range(128) if not chr(code).isalnum()})
 _UNSAID = ("system", "developer")
@@ -170,9 +170,13 @@ def _clean(text: str) -> str:
     return _OUT.sub(" ", text) if _OUT.search(text) else text
 
 
-def unpacked(body: "bytes | memoryview[int]") -> list[Said]:
-    whole = codec.decompress(bytes(body), 16 * LIMIT).decode()
-    parts = (one.split(FIELD, 2) for one in whole.split(RECORD)[1:])
+def opened(body: "bytes | memoryview[int]") -> str:
+    return codec.decompress(bytes(body), 16 * LIMIT).decode()
+
+
+def parted(body: str) -> list[Said]:
+    """What was said, of an opened body."""
+    parts = (one.split(FIELD, 2) for one in body.split(RECORD)[1:])
     return [Said(int(step), role, text) for step, role, text in parts]
 
 

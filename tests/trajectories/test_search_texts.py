@@ -27,7 +27,7 @@ def record(project: Project, *bodies: recordings.Body, name: str = "native") -> 
 
 
 def parts(row: SearchText) -> list[search_texts.Said]:
-    return search_texts.unpacked(row.body)
+    return search_texts.parted(search_texts.opened(row.body))
 
 
 def words(row: SearchText) -> set[str]:
