@@ -91,7 +91,7 @@ def test_an_end_is_taken_in_behind_its_calls_and_what_comes_too_late_stays(
 
     print(out.getvalue())
     one, two, three, four = out.getvalue().splitlines()
-    assert one.startswith("taken in") and two == f"taken in  {end}: The end of t1 (created)."
+    assert one.startswith("taken in") and two == f"taken in  {end}: The end of t1 (sealed)."
     assert three.startswith(f"still set aside  {junk}: It cannot be read")
     assert four.startswith(f"still set aside  {late}: ") and "was sealed before" in four
     assert "was sealed before" in late.with_suffix(".why").read_text()
