@@ -35,6 +35,7 @@ from trajectories import (
     quality,
     redaction,
     rights,
+    search_admin,
     segments,
     transcripts,
 )
@@ -502,10 +503,14 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
         out = self.admin_site.admin_view(self.export_view)
         return [
             path("export/", out, name="trajectories_trajectory_export"),
+            path("search/", self.admin_site.admin_view(self.search_view), name="trajectories_trajectory_search"),
             path("<path:object_id>/blob/<int:blob>/", view, name="trajectories_trajectory_blob"),
             path("<path:object_id>/live/", live, name="trajectories_trajectory_live"),
             *super().get_urls(),
         ]
+
+    def search_view(self, request: HttpRequest) -> HttpResponse:
+        return search_admin.search_view(self, request)
 
     def export_view(self, request: HttpRequest) -> HttpResponseBase:
         """What the list shows under these filters, all its pages, as a file: which format is asked first."""
