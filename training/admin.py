@@ -23,7 +23,7 @@ from training import (
     judging,
     mixing,
     model_life,
-    pages,
+    model_pages,
     policies,
     tasks,
 )
@@ -52,7 +52,7 @@ from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
 from trajectories.listing import Ordering, by_age, by_column
 from trajectories.models import Role
-from trajectories.project_admin import Ask, ProjectAdmin, Row, Verb, one_of
+from trajectories.project_admin import Ask, ProjectAdmin, Row, Verb, held, one_of
 
 
 def _reason(form: QueryDict) -> str:
@@ -72,11 +72,23 @@ class WholeRow(ProjectAdmin[Row], Generic[Row]):
         return self.get_queryset(request).defer(None).select_related(*self.page_related).filter(pk=pk).first()
 
 
+def _person(request: HttpRequest) -> User | None:
+    return request.user if isinstance(request.user, User) else None
+
+
+def _served(request: HttpRequest) -> dict[str, object]:
+    """What served when, of the project that the list is filtered by, else of the newest one."""
+    mine = rights.projects(request.user).order_by("-pk")
+    chosen = request.GET.get("project", "")
+    project = mine.filter(pk=int(chosen)).first() if chosen.isdigit() and len(chosen) < 19 else mine.first()
+    return {"served": model_pages.timeline(project) if project else None, "served_project": project}
+
+
 # --- judges --------------------------------------------------------------------------------------------------------
 
 
 @admin.register(JudgeCall)
-class JudgeCallAdmin(ProjectAdmin[JudgeCall]):
+class JudgeCallAdmin(WholeRow[JudgeCall]):
     list_display = (
         "id",
         "group",
@@ -106,7 +118,7 @@ def _override(row: RewardJudgment, by: Actor, form: QueryDict) -> str:
 
 
 @admin.register(RewardJudgment)
-class RewardJudgmentAdmin(ProjectAdmin[RewardJudgment]):
+class RewardJudgmentAdmin(WholeRow[RewardJudgment]):
     list_display = ("id", "trajectory", "source", "score", "rank", "author", "is_current", "counts", "created_at")
     list_filter = (MyProjectsFilter, "kind", "is_current", "counts")
     list_select_related = ("trajectory", "project")
@@ -497,7 +509,7 @@ def _restore_model(row: TrainedModel, by: Actor, form: QueryDict) -> str:
 
 
 @admin.register(TrainedModel)
-class TrainedModelAdmin(ProjectAdmin[TrainedModel]):
+class TrainedModelAdmin(WholeRow[TrainedModel]):
     list_display = ("version", "project", "status", "mode", "parent", "batch", "base_model", "off_policy", "created_at")
     list_select_related = ("project", "parent", "batch")
     list_filter = (MyProjectsFilter, "status", "mode", "origin")
@@ -547,8 +559,27 @@ class TrainedModelAdmin(ProjectAdmin[TrainedModel]):
         ),
     )
 
-    def page(self, request: HttpRequest, row: TrainedModel) -> pages.ModelPage:
-        return pages.model_page(row)
+    page_related = ("project__policy", "parent", "batch", "run")
+
+    def page(self, request: HttpRequest, row: TrainedModel) -> model_pages.ModelPage:
+        return model_pages.model_page(row, _person(request), held(request).of(row.project))
+
+    def get_urls(self) -> list[URLPattern]:
+        made_of = path(
+            "<int:pk>/made-of/", self.admin_site.admin_view(self.made_of), name="training_trainedmodel_made_of"
+        )
+        return [made_of, *super().get_urls()]
+
+    def made_of(self, request: HttpRequest, pk: int) -> HttpResponse:
+        """Down to each judgment: a part of the page that htmx asks for when it is opened, and a page by itself."""
+        row = self.get_object(request, str(pk))
+        if row is None:
+            raise Http404
+        context = {"original": row, "origins": model_pages.origins(row)}
+        if getattr(request, "htmx", False):
+            return TemplateResponse(request, "admin/training/trainedmodel/made_of.html", context)
+        context |= {**self.admin_site.each_context(request), "title": f"What {row} is made of", "opts": self.opts}
+        return TemplateResponse(request, "admin/training/trainedmodel/made_of_page.html", context)
 
     @admin.action(description="Archive", permissions=["operator"])
     def archive_chosen(self, request: HttpRequest, chosen: QuerySet[TrainedModel]) -> None:
@@ -568,7 +599,7 @@ def _retry_evaluation(row: Evaluation, by: Actor, form: QueryDict) -> str:
 
 
 @admin.register(Evaluation)
-class EvaluationAdmin(ProjectAdmin[Evaluation]):
+class EvaluationAdmin(WholeRow[Evaluation]):
     list_display = ("id", "candidate", "baseline", "state", "split", "attempts", "created_at", "finished_at")
     list_select_related = ("candidate", "baseline", "project")
     list_filter = (MyProjectsFilter, "state", one_of("split", "train", "held_out", "locked"))
@@ -584,8 +615,10 @@ class EvaluationAdmin(ProjectAdmin[Evaluation]):
         ),
     )
 
-    def page(self, request: HttpRequest, row: Evaluation) -> pages.EvaluationPage:
-        return pages.evaluation_page(row)
+    page_related = ("project", "candidate", "baseline")
+
+    def page(self, request: HttpRequest, row: Evaluation) -> model_pages.EvaluationPage:
+        return model_pages.evaluation_page(row)
 
 
 def _approve(row: Deployment, by: Actor, form: QueryDict) -> str:
@@ -614,7 +647,7 @@ def _waits(row: Deployment) -> bool:
 
 
 @admin.register(Deployment)
-class DeploymentAdmin(ProjectAdmin[Deployment]):
+class DeploymentAdmin(WholeRow[Deployment]):
     list_display = (
         "id",
         "model",
@@ -652,16 +685,13 @@ class DeploymentAdmin(ProjectAdmin[Deployment]):
         ),
     )
 
-    def page(self, request: HttpRequest, row: Deployment) -> pages.DeploymentPage:
-        user = request.user
-        return pages.DeploymentPage(
-            sentence=str(row.get_state_display()),
-            gates=row.gates if isinstance(row.gates, list) else (),
-            model=pages.model_page(row.model),
-            why_not_me=deployments.may_decide(row, user if isinstance(user, User) else None),
-            approval=getattr(row, "approval", None),
-            is_open=_waits(row),
-        )
+    page_related = ("project", "model", "replaces", "approval", "evaluation__candidate", "evaluation__baseline")
+
+    def page(self, request: HttpRequest, row: Deployment) -> model_pages.DeploymentPage:
+        return model_pages.deployment_page(row, _person(request))
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
+        return super().changelist_view(request, {**(extra_context or {}), **_served(request)})
 
 
 @admin.register(ServingInterval)
@@ -675,6 +705,9 @@ class ServingIntervalAdmin(ProjectAdmin[ServingInterval]):
         Ordering("-starts_at", "latest first", "starts_at"),
         Ordering("starts_at", "earliest first", "starts_at", descending=False),
     )
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
+        return super().changelist_view(request, {**(extra_context or {}), **_served(request)})
 
     @admin.display(description="version")
     def served(self, row: ServingInterval) -> str:

@@ -325,13 +325,13 @@ def _attempts(evaluation: Evaluation) -> dict[Key, list[float | None]]:
     )
     found: defaultdict[Key, list[float | None]] = defaultdict(list)
     for scenario, behaviour, reward in rows:
-        side = _side(evaluation, behaviour)
+        side = side_of(evaluation, behaviour)
         if side is not None and scenario is not None:
             found[scenario, side].append(reward)
     return found
 
 
-def _side(evaluation: Evaluation, behaviour: str) -> Side | None:
+def side_of(evaluation: Evaluation, behaviour: str) -> Side | None:
     """Which side played; None: neither. The bare base is no version of this project."""
     if behaviour == evaluation.candidate.version:
         return Side.CANDIDATE
