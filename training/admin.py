@@ -20,6 +20,7 @@ from training import (
     deployments,
     evaluation,
     group_admin,  # noqa: F401  (importing registers it)
+    judge_pages,
     judging,
     mixing,
     model_life,
@@ -107,6 +108,11 @@ class JudgeCallAdmin(WholeRow[JudgeCall]):
     search_fields = ("source", "model", "error_kind")
     payload_columns = ("prompt", "raw_answer")
 
+    page_related = ("project", "group__scenario", "rubric")
+
+    def page(self, request: HttpRequest, row: JudgeCall) -> judge_pages.CallPage:
+        return judge_pages.call_page(row)
+
 
 def _override(row: RewardJudgment, by: Actor, form: QueryDict) -> str:
     try:
@@ -135,6 +141,11 @@ class RewardJudgmentAdmin(WholeRow[RewardJudgment]):
             asks=(Ask("score", "Score, 0 to 1", "number"),),
         ),
     )
+
+    page_related = ("project", "group__scenario", "trajectory")
+
+    def page(self, request: HttpRequest, row: RewardJudgment) -> judge_pages.JudgmentPage:
+        return judge_pages.judgment_page(row)
 
 
 @admin.register(Rubric)

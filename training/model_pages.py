@@ -201,7 +201,7 @@ def _comparisons(done: Iterable[Evaluation], model: TrainedModel, serving: Train
         url = reverse("admin:training_evaluation_change", args=[one.pk])
         counts = f"{one.result['better']} / {one.result['worse']} / {one.result['ties']}"
         rows[one.baseline_id] = (name, gain["mean"], gain["lower"], gain["upper"], counts, url)
-    return plots.forest(list(rows.values()))
+    return plots.forest(list(rows.values()), signed=True)
 
 
 def _missing(model: TrainedModel, done: Iterable[Evaluation], serving: TrainedModel | None) -> Iterable[str]:
@@ -238,7 +238,7 @@ def _decisions(
         wanted: list[tuple[str, str]] = []
         if one.state == DeploymentState.REQUESTED:
             if Role.APPROVER in roles and user is not None and one.requested_by_id != user.pk:
-                wanted += [("approve", "Approve"), ("reject", "Reject")]
+                wanted += [("approve", "Approve its deployment"), ("reject", "Reject its deployment")]
             elif Role.APPROVER in roles:
                 why_not = "You asked for its deployment; a second person decides on it."
             if Role.OPERATOR in roles:

@@ -210,12 +210,19 @@ class Forest:
     zero: float | None  # where 0 lies, when inside
 
 
-def forest(rows: Sequence[tuple[str, float, float, float, str, str]]) -> Forest | None:
-    """Intervals on one scale. Rows are (name, mean, lower, upper, n, url); None without any."""
+def forest(rows: Sequence[tuple[str, float, float, float, str, str]], *, signed: bool = False) -> Forest | None:
+    """Intervals on one scale. Rows are (name, mean, lower, upper, n, url); None without any.
+
+    Args:
+        signed: they are differences: with their signs, on a scale that has 0 in it.
+    """
     if not rows:
         return None
     low, high = min(row[2] for row in rows), max(row[3] for row in rows)
+    if signed:
+        low, high = min(low, 0.0), max(high, 0.0)
     spread = (high - low) or max(abs(high), 1.0) * 0.1
+    form = "+.3f" if signed else ".3f"
 
     def across(value: float) -> float:
         return round(MARGIN + (WIDTH - 2 * MARGIN) * (value - low) / spread, 2)
@@ -223,11 +230,18 @@ def forest(rows: Sequence[tuple[str, float, float, float, str, str]]) -> Forest 
     return Forest(
         [
             ForestRow(
-                name, url, f"{mean:.3f}", f"{lower:.3f} to {upper:.3f}", n, across(lower), across(mean), across(upper)
+                name,
+                url,
+                f"{mean:{form}}",
+                f"{lower:{form}} to {upper:{form}}",
+                n,
+                across(lower),
+                across(mean),
+                across(upper),
             )
             for name, mean, lower, upper, n, url in rows
         ],
         number_text(low),
         number_text(high),
-        across(0.0) if low < 0 < high else None,
+        across(0.0) if low <= 0 <= high and (signed or low < 0 < high) else None,
     )
