@@ -81,7 +81,11 @@ def _served(request: HttpRequest) -> dict[str, object]:
     """What served when, of the project that the list is filtered by, else of the newest one."""
     mine = rights.projects(request.user).order_by("-pk")
     chosen = request.GET.get("project", "")
-    project = mine.filter(pk=int(chosen)).first() if chosen.isdigit() and len(chosen) < 19 else mine.first()
+    project = (
+        mine.filter(pk=int(chosen)).first()
+        if chosen.isascii() and chosen.isdigit() and len(chosen) < 19
+        else mine.first()
+    )
     return {"served": model_pages.timeline(project) if project else None, "served_project": project}
 
 
@@ -95,13 +99,13 @@ class JudgeCallAdmin(WholeRow[JudgeCall]):
         "group",
         "source",
         "model",
-        "state",
+        "state_chip",
         "error_kind",
         "part",
         "parts",
         "completion_tokens",
         "latency_ms",
-        "created_at",
+        "created",
     )
     list_filter = (MyProjectsFilter, "state", "kind")
     list_select_related = ("group", "project")
@@ -125,7 +129,7 @@ def _override(row: RewardJudgment, by: Actor, form: QueryDict) -> str:
 
 @admin.register(RewardJudgment)
 class RewardJudgmentAdmin(WholeRow[RewardJudgment]):
-    list_display = ("id", "trajectory", "source", "score", "rank", "author", "is_current", "counts", "created_at")
+    list_display = ("id", "trajectory", "source", "score", "rank", "author", "is_current", "counts", "created")
     list_filter = (MyProjectsFilter, "kind", "is_current", "counts")
     list_select_related = ("trajectory", "project")
     orderings = (*by_age(), *by_column("score", "score"))
@@ -152,7 +156,7 @@ class RewardJudgmentAdmin(WholeRow[RewardJudgment]):
 class RubricAdmin(ProjectAdmin[Rubric]):
     """A rubric is never changed: saving another text makes its next version."""
 
-    list_display = ("name", "version", "project", "created_by", "created_at")
+    list_display = ("name", "version", "project", "created_by", "created")
     list_filter = (MyProjectsFilter,)
     list_select_related = ("project",)
     search_fields = ("name",)
@@ -215,7 +219,7 @@ class TrainingPolicyAdmin(ProjectAdmin[TrainingPolicy]):
     form = PolicyForm
     list_display = (
         "project",
-        "mode",
+        "mode_chip",
         "base_model",
         "auto_trigger",
         "training_interval_hours",
@@ -283,7 +287,7 @@ class TrainingPolicyAdmin(ProjectAdmin[TrainingPolicy]):
 
 @admin.register(ReadinessSnapshot)
 class ReadinessSnapshotAdmin(ProjectAdmin[ReadinessSnapshot]):
-    list_display = ("created_at", "project", "ready", "reason")
+    list_display = ("created", "project", "ready", "reason")
     list_filter = (MyProjectsFilter, "ready")
     list_select_related = ("project",)
 
@@ -339,14 +343,14 @@ class TrainingBatchAdmin(WholeRow[TrainingBatch]):
     list_display = (
         "id",
         "project",
-        "status",
-        "mode",
+        "status_chip",
+        "mode_chip",
         "purpose",
         "n_groups",
         "n_trajectories",
         "version",
         "off_policy",
-        "created_at",
+        "created",
         "completed_at",
     )
     list_select_related = ("project", "model")
@@ -460,7 +464,7 @@ class TrainingBatchAdmin(WholeRow[TrainingBatch]):
 class TrainingRunAdmin(WholeRow[TrainingRun]):
     project_path = "batch__project"
     page_related = ("batch__project__policy", "resumed_from")
-    list_display = ("id", "batch", "attempt", "status", "phase", "step", "total_steps", "started_at", "ended_at")
+    list_display = ("id", "batch", "attempt", "status_chip", "phase", "step", "total_steps", "started_at", "ended_at")
     list_filter = (MyProjectsFilter, "status")
     list_select_related = ("batch", "batch__project")
     search_fields = ("batch__batch_id__startswith",)
@@ -521,7 +525,17 @@ def _restore_model(row: TrainedModel, by: Actor, form: QueryDict) -> str:
 
 @admin.register(TrainedModel)
 class TrainedModelAdmin(WholeRow[TrainedModel]):
-    list_display = ("version", "project", "status", "mode", "parent", "batch", "base_model", "off_policy", "created_at")
+    list_display = (
+        "version",
+        "project",
+        "status_chip",
+        "mode_chip",
+        "parent",
+        "batch",
+        "base_model",
+        "off_policy",
+        "created",
+    )
     list_select_related = ("project", "parent", "batch")
     list_filter = (MyProjectsFilter, "status", "mode", "origin")
     search_fields = ("version", "serving_name", "base_model")
@@ -611,7 +625,7 @@ def _retry_evaluation(row: Evaluation, by: Actor, form: QueryDict) -> str:
 
 @admin.register(Evaluation)
 class EvaluationAdmin(WholeRow[Evaluation]):
-    list_display = ("id", "candidate", "baseline", "state", "split", "attempts", "created_at", "finished_at")
+    list_display = ("id", "candidate", "baseline", "state_chip", "split", "attempts", "created", "finished_at")
     list_select_related = ("candidate", "baseline", "project")
     list_filter = (MyProjectsFilter, "state", one_of("split", "train", "held_out", "locked"))
     search_fields = ("evaluation_id__startswith", "candidate__version")
@@ -663,12 +677,12 @@ class DeploymentAdmin(WholeRow[Deployment]):
         "id",
         "model",
         "project",
-        "state",
+        "state_chip",
         "strategy",
         "weight",
         "replaces",
         "requested_by_name",
-        "created_at",
+        "created",
     )
     list_select_related = ("model", "project", "replaces")
     list_filter = (MyProjectsFilter, "state", "strategy")

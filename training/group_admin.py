@@ -13,7 +13,7 @@ from django.urls import URLPattern, path, reverse
 from training import group_pages, judging, mixing, policies, setting_apart, tasks
 from training.models import RewardJudgment
 from trainingsite.celery import nudge
-from trajectories import group_life
+from trajectories import columns, group_life
 from trajectories.admin import MyProjectsFilter
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
@@ -130,11 +130,13 @@ class GroupAdmin(ProjectAdmin[Group]):
         "n",
         "mean_reward",
         "spread",
-        "state",
-        "judging",
+        "state_chip",
+        "judging_chip",
         "is_evaluation",
-        "last_received_at",
+        "last_received",
     )
+    judging_chip = columns.chip("judging", "judging")
+    last_received = columns.moment("last_received_at", "last attempt")
     list_display_links = ("id", "scenario")
     list_select_related = ("scenario", "project")
     list_filter = (MyProjectsFilter, "state", "judging", "is_evaluation")

@@ -25,6 +25,7 @@ from trajectories import (
     blobs,
     bulk_admin,
     census,
+    columns,
     export,
     history,
     indexing,
@@ -424,12 +425,12 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
         "agent",
         "scenario",
         "reward_shown",
-        "final_status",
-        "n_steps",
+        "final_status_chip",
+        "steps_number",
         "behaviour",
-        "fidelity",
+        "fidelity_chip",
         "quality_shown",
-        "received_at",
+        "received",
     )
     list_select_related = ("agent", "scenario")
     list_filter = (
@@ -477,6 +478,10 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
             needs_reason=False,
         ),
     )
+
+    final_status_chip = columns.chip("final_status", "ended")
+    fidelity_chip = columns.chip("fidelity", "fidelity")
+    steps_number = columns.number("n_steps", "steps")
 
     @admin.display(description="reward", ordering="reward")
     def reward_shown(self, row: Trajectory) -> str:
@@ -585,7 +590,7 @@ class ProjectForm(ModelForm[Project]):
 @admin.register(Project)
 class ProjectItselfAdmin(ProjectAdmin[Project]):
     form = ProjectForm
-    list_display = ("slug", "name", "held_out_share", "reward_aggregation", "created_at")
+    list_display = ("slug", "name", "held_out_share", "reward_aggregation", "created")
     search_fields = ("slug", "name")
     change_role = Role.OPERATOR
     readonly_fields = ("slug", "created_at")
@@ -619,7 +624,7 @@ class ProjectItselfAdmin(ProjectAdmin[Project]):
 
 @admin.register(Membership)
 class MembershipAdmin(ProjectAdmin[Membership]):
-    list_display = ("user", "role", "project", "created_at")
+    list_display = ("user", "role", "project", "created")
     list_filter = (MyProjectsFilter, "role")
     list_select_related = ("user", "project")
     search_fields = ("user__username",)
@@ -717,7 +722,7 @@ class ApiKeyAdmin(ProjectAdmin[ApiKey]):
 
 @admin.register(Agent)
 class AgentAdmin(ProjectAdmin[Agent]):
-    list_display = ("agent_id", "name", "project", "is_active", "created_at")
+    list_display = ("agent_id", "name", "project", "is_active", "created")
     list_filter = (MyProjectsFilter, "is_active")
     orderings = (
         Ordering("agent_id", "by id", "agent_id", descending=False, per_project=True),
@@ -734,7 +739,7 @@ class AgentAdmin(ProjectAdmin[Agent]):
 
 @admin.register(Scenario)
 class ScenarioAdmin(ProjectAdmin[Scenario]):
-    list_display = ("scenario_id", "split", "project", "created_at")
+    list_display = ("scenario_id", "split", "project", "created")
     list_filter = (MyProjectsFilter, "split")
     list_select_related = ("project",)
     search_fields = ("scenario_id__startswith",)
@@ -763,7 +768,7 @@ class LlmCallAdmin(ProjectAdmin[LlmCallLog]):
 
 @admin.register(RewardChange)
 class RewardChangeAdmin(ProjectAdmin[RewardChange]):
-    list_display = ("created_at", "trajectory", "waiting_for", "was", "reward", "source", "by_name")
+    list_display = ("created", "trajectory", "waiting_for", "was", "reward", "source", "by_name")
     list_filter = (MyProjectsFilter,)
     list_select_related = ("trajectory",)
     search_fields = ("trajectory__trajectory_id__startswith", "waiting_for__startswith")
@@ -774,14 +779,14 @@ CHANGED = ("status", "state", "judging", "split", "is_excluded", "archived_at", 
 
 @admin.register(StateChange)
 class StateChangeAdmin(ProjectAdmin[StateChange]):
-    list_display = ("created_at", "kind", "object_id", "field", "was", "to", "by_name", "reason")
+    list_display = ("created", "kind", "object_id", "field", "was", "to", "by_name", "reason")
     list_filter = (MyProjectsFilter, one_of("field", *CHANGED))
     search_fields = ("by_name", "kind")
 
 
 @admin.register(Tombstone)
 class TombstoneAdmin(ProjectAdmin[Tombstone]):
-    list_display = ("trajectory_id", "project", "by_name", "reason", "created_at")
+    list_display = ("trajectory_id", "project", "by_name", "reason", "created")
     list_filter = (MyProjectsFilter,)
     list_select_related = ("project",)
     search_fields = ("trajectory_id__startswith",)
@@ -790,7 +795,7 @@ class TombstoneAdmin(ProjectAdmin[Tombstone]):
 
 @admin.register(SharedText)
 class SharedTextAdmin(ProjectAdmin[SharedText]):
-    list_display = ("id", "kind", "raw_size", "project", "created_at")
+    list_display = ("id", "kind", "raw_size", "project", "created")
     list_filter = (MyProjectsFilter, one_of("kind", "system", "tools"))
     list_select_related = ("project",)
     payload_columns = ("data", "text_hash")
@@ -802,7 +807,7 @@ class SharedTextAdmin(ProjectAdmin[SharedText]):
 
 @admin.register(Blob)
 class BlobAdmin(ProjectAdmin[Blob]):
-    list_display = ("id", "kind", "media_type", "raw_size", "stored_size", "project", "created_at")
+    list_display = ("id", "kind", "media_type", "raw_size", "stored_size", "project", "created")
     list_filter = (MyProjectsFilter, one_of("kind", "text", "json"))
     list_select_related = ("project",)
     payload_columns = ("content_hash", "preview")
@@ -849,7 +854,7 @@ def _content_of(row: OtelRecord) -> str:
 class OtelRecordAdmin(ProjectAdmin[OtelRecord]):
     """What came over OTLP: waiting for its trajectory, sealed into one, or in quarantine with the reason."""
 
-    list_display = ("id", "kind", "name", "trace_id", "state", "reason", "trajectory_ref", "project", "received_at")
+    list_display = ("id", "kind", "name", "trace_id", "state_chip", "reason", "trajectory_ref", "project", "received")
     list_filter = (MyProjectsFilter, "state", one_of("kind", "span", "log"))
     verbs = (
         Verb("retry", "Try again", Role.RESEARCHER, _retry_span, when=_is_quarantined, needs_reason=False),

@@ -242,7 +242,7 @@ def _source(request: Request) -> IO[bytes]:
     if meta.get("wsgi.input_terminated") and not declared:
         return cast(IO[bytes], meta["wsgi.input"])
     source = cast(IO[bytes], request._request)  # of a file it has read(), which is all that is used
-    return cast(IO[bytes], _Whole(source, int(declared))) if declared.isdigit() else source
+    return cast(IO[bytes], _Whole(source, int(declared))) if declared.isascii() and declared.isdigit() else source
 
 
 class _Whole:

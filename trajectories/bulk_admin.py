@@ -98,7 +98,7 @@ def _may_be_undone(row: BulkAction) -> bool:
 
 @admin.register(BulkAction)
 class BulkActionAdmin(ProjectAdmin[BulkAction]):
-    list_display = ("id", "what", "progress", "state", "by_name", "reason", "project", "begun")
+    list_display = ("id", "what", "progress", "state_chip", "by_name", "reason", "project", "begun")
     list_filter = ("state", one_of("kind", *KINDS))
     list_select_related = ("project",)
     search_fields = ("by_name__startswith",)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from trajectories.project_admin import ProjectAdmin
 
 PROJECT = "project"  # the filter that every list of several projects has
-AGES = ("received_at", "created_at", "begun", "id")  # columns that go with the key
+AGES = ("received", "created", "begun", "received_at", "created_at", "id")  # columns that go with the key
+
+OF_AGE = {"received": "received_at", "created": "created_at", "begun": "created_at"}  # the field behind a column
 
 
 def column_of(ordering: Ordering, columns: Sequence[str]) -> str:
@@ -205,7 +207,8 @@ class WalkedList(ChangeList):
             return ""
         if self.ordering.field:
             return key.value if isinstance(key.value, datetime) else f"{key.value}"
-        column = column_of(listing.NEWEST, [str(one) for one in self.list_display])
+        shown_by = column_of(listing.NEWEST, [str(one) for one in self.list_display])
+        column = OF_AGE.get(shown_by, shown_by)
         try:
             if not isinstance(self.model._meta.get_field(column), DateTimeField):
                 return ""

@@ -43,7 +43,12 @@ class FrontDoor:
         size = environ.get("CONTENT_LENGTH", "")
         name = FORMATS.get(environ.get("QUERY_STRING", ""))
         plain = environ.get("HTTP_CONTENT_ENCODING", "identity") == "identity" and "HTTP_EXPECT" not in environ
-        if name is None or not plain or not size.isdigit() or int(size) > min(ORDINARY_BYTES, limits.ITEM_BYTES):
+        if (
+            name is None
+            or not plain
+            or not (size.isascii() and size.isdigit())
+            or int(size) > min(ORDINARY_BYTES, limits.ITEM_BYTES)
+        ):
             return self.site(environ, start_response)
         if not connection.in_atomic_block:  # of a test
             close_old_connections()

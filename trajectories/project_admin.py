@@ -22,7 +22,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
-from trajectories import history, rights
+from trajectories import columns, history, rights
 from trajectories.changelist import WalkedList, column_of
 from trajectories.errors import Invalid, Problem
 from trajectories.history import Actor
@@ -68,6 +68,12 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
     change_role: ClassVar[str | None] = None  # None: nobody edits one by hand
     payload_columns: ClassVar[Sequence[str]] = ()  # never read by lists
     verbs: Sequence[Verb[Row]] = ()
+
+    created = columns.moment("created_at", "created")
+    received = columns.moment("received_at", "received")
+    status_chip = columns.chip("status", "status")
+    state_chip = columns.chip("state", "state")
+    mode_chip = columns.chip("mode", "mode")
 
     orderings: ClassVar[Sequence[Ordering]] = by_age()  # of its list, the first unless asked; each with an index
     empty: ClassVar[str] = ""  # what to do when there are none at all

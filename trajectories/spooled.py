@@ -69,4 +69,6 @@ def end(project: Project, trajectory_id: str, body: EndBody, key: str) -> bool:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         said = f"The gateway answered {answer.status_code}."
     wait = answer.headers.get("Retry-After", "")
-    raise PROBLEMS.get(answer.status_code, Away)(said, retry_after=int(wait) if wait.isdigit() else None)
+    raise PROBLEMS.get(answer.status_code, Away)(
+        said, retry_after=int(wait) if wait.isascii() and wait.isdigit() else None
+    )

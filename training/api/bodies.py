@@ -27,7 +27,7 @@ def read(request: Request, shape: type[Shape]) -> Shape:
     raw = request._request.read(limit + 1)  # not request.body, whose limit is Django's own
     if len(raw) > limit:
         announced = request.META.get("CONTENT_LENGTH") or ""
-        size = int(announced) if announced.isdigit() else None
+        size = int(announced) if announced.isascii() and announced.isdigit() else None
         drain(request)
         raise TooLarge(
             f"The body has {size or f'more than {limit}'} bytes; {limit} are allowed.",

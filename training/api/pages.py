@@ -61,7 +61,7 @@ def _pk(cursor: str | None) -> int | None:
         return None
     try:
         name, _, number = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii").partition(":")
-        if name == "pk" and number.isdigit() and len(number) < 19:
+        if name == "pk" and number.isascii() and number.isdigit() and len(number) < 19:
             return int(number)
     except (ValueError, binascii.Error):
         pass
