@@ -1,4 +1,4 @@
-"""What is filled behind the write: groups and their counters, late rewards, call rows, search texts.
+"""What is filled behind the write: groups and their counters, late rewards, call rows, step rewards, search texts.
 
 A project's queue is worked off by one process at a time (an advisory lock), so that cohorts are numbered once;
 whoever needs the truth calls `drain` first. Killed anywhere, the queue's rows are still there and are done again.
@@ -25,7 +25,9 @@ from trajectories.models import (
     KnownVersion,
     LlmCallLog,
     Project,
+    Relation,
     State,
+    StepRewards,
     Trajectory,
 )
 
@@ -81,6 +83,7 @@ def _pass(project: Project) -> int:
         dirty |= _assign(project, rows)
         arrivals.count(project, rows, {row.trajectory_id for row in work if row.is_arrival})
         if rows:
+            _relate(project, rows)
             rewards.apply_waiting(project, rows)
         recount(project, dirty)
         _close_full(project, dirty)
@@ -139,6 +142,23 @@ def _find_twins(rows: Sequence[Trajectory]) -> None:
             row.twin_of_id = original
             twins.append(row)
     Trajectory.objects.bulk_update(twins, ["twin_of"])
+
+
+def _relate(project: Project, rows: Sequence[Trajectory]) -> None:
+    """Note what each says of others, so that the others' pages find it."""
+    Relation.objects.bulk_create(
+        (
+            Relation(project=project, trajectory=row, kind=kind, name=name)
+            for row in rows
+            for kind, name in (
+                (Relation.Kind.EPISODE, row.episode_id),
+                (Relation.Kind.PARENT, row.parent_trajectory_id),
+                (Relation.Kind.RETRY, row.retry_of),
+            )
+            if name
+        ),
+        ignore_conflicts=True,
+    )
 
 
 # --- groups ------------------------------------------------------------------------------------------------------
@@ -341,6 +361,12 @@ def _write_calls_and_texts(rows: Sequence[Trajectory]) -> None:
             for row in rows:
                 for call in _calls(row, loaded[row.pk]):
                     copy.write_row(call)
+    StepRewards.objects.filter(trajectory__in=[row.pk for row in rows]).delete()
+    StepRewards.objects.bulk_create(
+        StepRewards(trajectory=row, rewards=[step.reward for step in loaded[row.pk].steps])
+        for row in rows
+        if any(step.reward is not None for step in loaded[row.pk].steps)
+    )
     search_texts.write(rows, loaded)
 
 

@@ -587,6 +587,47 @@ class LlmCallLog(models.Model):
         return f"call {self.position} of {self.trajectory_id}"
 
 
+class StepRewards(models.Model):
+    """The rewards of a trajectory's steps, where any has one; filled behind the write, for plots."""
+
+    trajectory = models.OneToOneField(
+        Trajectory, primary_key=True, on_delete=models.CASCADE, related_name="step_rewards"
+    )
+    rewards = ArrayField(models.FloatField(null=True), help_text="one a step; null is unknown")
+
+    class Meta:
+        db_table = "step_rewards"
+
+    def __str__(self) -> str:
+        return f"{len(self.rewards)} step rewards of {self.trajectory_id}"
+
+
+class Relation(models.Model):
+    """What a trajectory says of another one, to be found from that one's side; filled behind the write.
+
+    Few trajectories have any, so an index on each of three columns would cost all of them for nothing.
+    """
+
+    class Kind(models.TextChoices):
+        EPISODE = "episode", "the same run of the environment"
+        PARENT = "parent", "the trajectory that called this one"
+        RETRY = "retry", "the trajectory that this one tries again"
+
+    project = models.ForeignKey(
+        Project, on_delete=models.CASCADE, related_name="+", db_index=False, db_constraint=False
+    )
+    trajectory = models.ForeignKey(Trajectory, on_delete=models.CASCADE, related_name="relations")
+    kind = models.CharField(max_length=8, choices=Kind)
+    name = models.CharField(max_length=ID_LENGTH, help_text="the episode_id or trajectory_id that it names")
+
+    class Meta:
+        db_table = "relations"
+        constraints = (models.UniqueConstraint(fields=("project", "kind", "name", "trajectory"), name="relation_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} of {self.trajectory_id}"
+
+
 class SearchText(models.Model):
     """What was said in a trajectory, as far as it can be searched (`search_texts.py`); filled behind the write."""
 

@@ -137,7 +137,8 @@ def test_every_noun_of_a_project_is_in_the_admin() -> None:
     """A model that nobody registered could not be looked at; these few are parts of another's page."""
     parts = {"redactioncount", "trajectorysegment", "indexingwork", "knownversion", "batchgroup", "batchitem",
              "runmetric", "approval", "evaluationwork", "lockedsetopening", "agentroute", "blobuse",
-             "loosefile", "bulkitem", "arrivalhour", "boardsnapshot", "searchtext"}  # fmt: skip
+             "loosefile", "bulkitem", "arrivalhour", "boardsnapshot", "searchtext",
+             "steprewards", "relation"}  # fmt: skip
     from django.apps import apps
 
     missing = {
