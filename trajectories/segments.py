@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 from django.core.files.storage import storages
+from django.db.models import Q
 
 from trajectories import blobs, digests, payloads
 from trajectories.codec import decompress
@@ -91,6 +92,15 @@ class Piece(msgspec.Struct, frozen=True):
     first_step: int
     last_step: int
     raw: bytes  # JSON, compressed when it is written
+
+
+class Stored(NamedTuple):
+    """Of a segment's row what it takes to read it: a model's instance would cost as much as decompressing."""
+
+    data: "bytes | memoryview[int] | None"
+    raw_size: int
+    dictionary: int | None
+    location: str
 
 
 class Packed(msgspec.Struct, frozen=True):
@@ -348,15 +358,6 @@ def has_payload(trajectory: Trajectory) -> bool:
     return trajectory.segments.exists()
 
 
-class Stored(NamedTuple):
-    """Of a segment's row what it takes to read it: a model's instance would cost as much as decompressing."""
-
-    data: "bytes | memoryview[int] | None"
-    raw_size: int
-    dictionary: int | None
-    location: str
-
-
 def raw_of(row: TrajectorySegment | Stored) -> bytes:
     """The JSON of a segment, wherever it lies, with marks for what lies elsewhere."""
     if row.data is not None:
@@ -481,27 +482,95 @@ def _expand_call(
     return LlmCallPayload(**fields)
 
 
-def page(row: TrajectorySegment, texts: Sequence[bytes] = ()) -> tuple[StepPayload, ...]:
-    """The steps of one segment alone, for a page of a long run: a prompt that goes on from a call in another segment
-    is given as a reference to it with what it adds."""
-    steps: list[StepPayload] = []
-    segment = _decoder.decode(blobs.put_back(raw_of(row)))
-    if segment.chat is not None:
-        return _of_chat(segment.chat, texts).steps
-    for step in segment.steps:
-        calls: list[LlmCallPayload] = []
-        for call in step.llm_calls:
-            fields = {name: getattr(call, name) for name in _CALL_FIELDS}
-            prompt = call.stored_prompt
-            if prompt is not None and prompt.call is not None:
-                fields["prompt_ref"] = PromptRef(call=prompt.call, append=prompt.append)
-            elif prompt is not None:
-                append = prompt.append
-                if prompt.system is not None and prompt.system < len(texts):
-                    append = ({**append[0], "content": texts[prompt.system].decode()}, *append[1:])
-                fields["messages"] = append
-            if call.system_text is not None and call.system_text < len(texts):
-                fields["system_prompt"] = texts[call.system_text].decode()
-            calls.append(LlmCallPayload(**fields))
-        steps.append(_plain_step(step, tuple(calls)))
-    return tuple(steps)
+class Part(NamedTuple):
+    """Some steps of a trajectory, and what is in no step. A prompt that goes on from an earlier call's is given as a
+    reference to that call with what it adds; actions that are made from tool messages are not made."""
+
+    header: TrajectoryPayload  # without steps; tools among it
+    steps: tuple[StepPayload, ...]
+    first: int  # number of the first of them
+    marks: Mapping[str, int]  # texts that stand for blobs
+    is_whole: bool  # one segment holds all steps
+    stored: Sequence[Stored]
+    texts: Sequence[bytes]
+
+
+def part(trajectory: Trajectory, start: int, end: int) -> Part:
+    """The steps from `start` to before `end`: as many segments are opened as they lie in, and the header's.
+
+    Raises:
+        LookupError: the row has no payload. OSError: an archived segment cannot be read.
+    """
+    found = list(
+        TrajectorySegment.objects.filter(trajectory=trajectory)
+        .filter(Q(seq=0) | Q(first_step__lt=end, last_step__gte=start))
+        .order_by("seq")
+        .values_list("first_step", "data", "raw_size", "dictionary", "location")
+    )
+    marks: dict[str, int] = {}
+    opened: list[tuple[int, StoredSegment]] = []
+    stored = [Stored(data, raw_size, dictionary, location) for _, data, raw_size, dictionary, location in found]
+    for (first_step, *_), row in zip(found, stored, strict=True):
+        raw = raw_of(row)
+        if held := blobs.held_in(raw):
+            marks |= held.marks()
+        opened.append((first_step, _decoder.decode(raw)))
+    texts = _texts_of(trajectory, [segment for _, segment in opened])
+    for _, segment in opened:
+        if segment.chat is not None:
+            told = _of_chat(segment.chat, texts, with_actions=False)
+            return Part(told, told.steps[start:end], start, marks, True, stored, texts)
+    header = next((segment.header for _, segment in opened if segment.header is not None), None)
+    if header is None:
+        raise LookupError(f"trajectory {trajectory.trajectory_id} (row {trajectory.pk}) has no payload")
+    told = header.payload
+    if header.tools_text is not None:
+        told = msgspec.structs.replace(told, tools=msgspec.json.decode(texts[header.tools_text], type=Tools))
+    steps = tuple(
+        _by_reference(step, texts)
+        for first, segment in opened
+        for number, step in enumerate(segment.steps, start=first)
+        if start <= number < end
+    )
+    is_whole = bool(opened[0][1].steps) or not trajectory.n_steps
+    return Part(told, steps, start, marks, is_whole, stored, texts)
+
+
+def whole(trajectory: Trajectory, part: Part) -> LoadedPayload:
+    """The payload, of a part that is all of it: what was read is not read again."""
+    return _unpack(trajectory, part.stored, part.texts, True, False)
+
+
+def _texts_of(trajectory: Trajectory, opened: Sequence[StoredSegment]) -> list[bytes]:
+    """The shared texts that these segments name, at their places; empty ones at those of others."""
+    places: set[int | None] = set()
+    for segment in opened:
+        for named in (segment.header, segment.chat):
+            places.add(named.tools_text if named else None)
+        places.add(segment.chat.system if segment.chat else None)
+        for call in (call for step in segment.steps for call in step.llm_calls):
+            places |= {call.system_text, call.tools_text, call.stored_prompt.system if call.stored_prompt else None}
+    wanted = [trajectory.shared_texts[place] for place in places if place is not None]
+    rows = SharedText.objects.filter(pk__in=wanted) if wanted else ()
+    texts = {text.pk: decompress(bytes(text.data), text.raw_size) for text in rows}
+    return [texts.get(pk, b"") for pk in trajectory.shared_texts]
+
+
+def _by_reference(step: StoredStep, texts: Sequence[bytes]) -> StepPayload:
+    calls: list[LlmCallPayload] = []
+    for call in step.llm_calls:
+        fields = {name: getattr(call, name) for name in _CALL_FIELDS}
+        prompt = call.stored_prompt
+        if prompt is not None and prompt.call is not None:
+            fields["prompt_ref"] = PromptRef(call=prompt.call, append=prompt.append)
+        elif prompt is not None:
+            append = prompt.append
+            if prompt.system is not None:
+                append = ({**append[0], "content": texts[prompt.system].decode()}, *append[1:])
+            fields["messages"] = append
+        if call.system_text is not None:
+            fields["system_prompt"] = texts[call.system_text].decode()
+        if call.tools_text is not None:
+            fields["tools"] = msgspec.json.decode(texts[call.tools_text], type=Tools)
+        calls.append(LlmCallPayload(**fields))
+    return _plain_step(step, tuple(calls))

@@ -249,8 +249,8 @@ def test_a_page_of_a_long_run_opens_one_segment() -> None:
     assert len(parts) > 5
     assert max(part.raw_size for part in parts) <= segments.SEGMENT_BYTES + 10_000
     middle = parts[3]
-    shown = segments.page(middle)
-    assert [step.environment_state["tick"] for step in shown if step.environment_state] == list(
+    shown = segments.part(row, middle.first_step, middle.last_step + 1)
+    assert [step.environment_state["tick"] for step in shown.steps if step.environment_state] == list(
         range(middle.first_step, middle.last_step + 1)
     )
 
