@@ -48,12 +48,11 @@ from training.models import (
 )
 from trainingsite.celery import nudge
 from trajectories import quality, rights
-from trajectories.admin import MyProjectsFilter
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
 from trajectories.listing import Ordering, by_age, by_column
 from trajectories.models import Role
-from trajectories.project_admin import Ask, ProjectAdmin, Row, Verb, held, one_of
+from trajectories.project_admin import Ask, MyProjectsFilter, ProjectAdmin, Row, Verb, held, one_of
 
 
 def _reason(form: QueryDict) -> str:

@@ -14,11 +14,10 @@ from training import group_pages, judging, mixing, policies, setting_apart, task
 from training.models import RewardJudgment
 from trainingsite.celery import nudge
 from trajectories import columns, group_life
-from trajectories.admin import MyProjectsFilter
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
 from trajectories.models import Group, GroupState, Judging, Role, Trajectory
-from trajectories.project_admin import Ask, ProjectAdmin, Verb, held
+from trajectories.project_admin import Ask, MyProjectsFilter, ProjectAdmin, Verb, held
 
 
 def _reason(form: QueryDict) -> str:

@@ -216,3 +216,38 @@ class WalkedList(ChangeList):
             return ""
         near = self.model._default_manager.filter(pk__gte=key.pk).order_by("pk").values_list(column, flat=True).first()
         return near if isinstance(near, datetime) else ""
+
+
+FURTHER = 5  # walks of a tenth of a second each
+
+
+class Beside(WalkedList):
+    """The same list, walked from one of its rows to the next one or the one before."""
+
+    found: "Model | None" = None
+    is_cut = False  # the time was up before any was found
+
+    def get_results(self, request: HttpRequest) -> None:
+        asked = beside_of(request)
+        assert asked is not None
+        row, back = asked
+        cursor: Cursor | None = Cursor(listing.key_of(row, self.ordering), newer=back)
+        rows = cast("QuerySet[Model]", self.queryset)
+        for _ in range(FURTHER):
+            try:
+                page = listing.walk(
+                    rows, self.ordering, cursor, size=1, base=self._base(), projects=self._projects(request)
+                )
+            except (DataError, ValueError) as exc:
+                raise IncorrectLookupParameters(exc) from exc
+            self.found = page.rows[0] if page.rows else None
+            self.is_cut, cursor = page.cut and not page.rows, page.onward
+            if not self.is_cut or cursor is None:
+                break
+        self.result_list = list(page.rows)
+
+
+def beside_of(request: HttpRequest) -> "tuple[Model, bool] | None":
+    """The row from which a request asks for the next one, and whether for the one before."""
+    found = getattr(request, "_beside", None)
+    return found if isinstance(found, tuple) else None

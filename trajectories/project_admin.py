@@ -5,6 +5,7 @@ Django's own model permissions are not asked: what somebody may do follows from 
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
@@ -21,9 +22,10 @@ from django.forms import ModelChoiceField
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.http import urlencode
 
 from trajectories import columns, history, rights
-from trajectories.changelist import WalkedList, column_of
+from trajectories.changelist import Beside, WalkedList, beside_of, column_of
 from trajectories.errors import Invalid, Problem
 from trajectories.history import Actor
 from trajectories.listing import Ordering, by_age
@@ -155,7 +157,7 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
     # --- the list --------------------------------------------------------------------------------------------------
 
     def get_changelist(self, request: HttpRequest, **kwargs: object) -> type[ChangeList]:
-        return WalkedList
+        return WalkedList if beside_of(request) is None else Beside
 
     def get_sortable_by(self, request: HttpRequest) -> list[str | Callable[[Row], str | bool]]:
         columns = [str(one) for one in self.get_list_display(request)]
@@ -214,7 +216,38 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
     def get_urls(self) -> list[URLPattern]:
         name = f"{self.opts.app_label}_{self.opts.model_name}_do"
         own = path("<path:object_id>/do/<slug:verb_name>/", self.admin_site.admin_view(self.do_view), name=name)
-        return [own, *super().get_urls()]
+        beside = self.admin_site.admin_view(self.beside_view)
+        return [
+            own,
+            path("<path:object_id>/next/", beside, {"back": False}),
+            path("<path:object_id>/previous/", beside, {"back": True}),
+            *super().get_urls(),
+        ]
+
+    def beside_view(self, request: HttpRequest, object_id: str, back: bool) -> HttpResponse:
+        """On to the next row of the list that a page was opened from, under its filters and in its order."""
+        row = self.get_object(request, object_id)
+        if row is None or not self.has_view_permission(request, row):
+            raise Http404
+        kept = request.GET.get("_changelist_filters", "").replace("\x00", "")
+        asked = copy(request)
+        setattr(asked, "GET", QueryDict(kept))  # noqa: B010
+        setattr(asked, "_beside", (row, back))  # noqa: B010
+        try:
+            found = self.get_changelist_instance(asked)
+        except IncorrectLookupParameters:
+            found = None
+        target: models.Model = row
+        if isinstance(found, Beside) and found.found is not None:
+            target = found.found
+        elif isinstance(found, Beside):
+            end = "first" if back else "last"
+            told = f"This is the {end} {self.opts.verbose_name} of the list."
+            if found.is_cut:
+                told = "None of those that were looked at matches the filters of the list. Narrow them, or try again."
+            self.message_user(request, told, messages.INFO)
+        url = reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_change", args=[target.pk])
+        return HttpResponseRedirect(f"{url}?{urlencode({'_changelist_filters': kept})}" if kept else url)
 
     def do_view(self, request: HttpRequest, object_id: str, verb_name: str) -> HttpResponse:
         """Ask for the reason, then do it."""
@@ -298,6 +331,38 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
             "checkbox": ACTION_CHECKBOX_NAME,
         }
         return TemplateResponse(request, "admin/confirm_action.html", context)
+
+
+class MyProjectsFilter(SimpleListFilter):
+    """Offered when there is a choice; from the user's own projects, never by DISTINCT over a big table."""
+
+    title = "project"
+    parameter_name = "project"
+
+    def __init__(
+        self,
+        request: HttpRequest,
+        params: dict[str, list[str]],
+        model: type[models.Model],
+        model_admin: ProjectAdmin[models.Model],
+    ) -> None:
+        self.project_path = model_admin.project_path
+        super().__init__(request, params, model, model_admin)
+
+    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
+        mine = held(request).slugs
+        return [(str(pk), slug) for pk, slug in list(mine.items())[:100]] if len(mine) > 1 else []
+
+    def has_output(self) -> bool:
+        return bool(self.lookup_choices) or self.value() is not None
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[models.Model]) -> QuerySet[models.Model]:
+        value = self.value()
+        if not value:
+            return queryset
+        if not (value.isascii() and value.isdigit() and int(value) in held(request).slugs):
+            raise IncorrectLookupParameters(Invalid("There is no such project among yours."))
+        return queryset.filter(**{self.project_path: int(value)})
 
 
 def one_of(field: str, *values: str) -> type[SimpleListFilter]:

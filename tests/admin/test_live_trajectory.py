@@ -13,11 +13,11 @@ from tests.trajectories import recordings
 from training import batch_pages
 from training.models import BatchItem
 from trajectories import ingestion, rewards, running
-from trajectories.admin import STEPS_A_PAGE
 from trajectories.formats import incoming_value
 from trajectories.history import SYSTEM
 from trajectories.models import Project, Role, State, Trajectory
 from trajectories.payloads import EndBody, RewardBody, StepsBody, decode
+from trajectories.trajectory_pages import STEPS_A_PAGE
 
 URL = "/admin/trajectories/trajectory/"
 
