@@ -99,8 +99,8 @@ class Client:
         return cast(RecordedTrajectory, {"final_status": "completed", "reward": None, "steps": [], **found})
 
     def trajectories(self, **filters: Filter) -> Iterator[TrajectoryRow]:
-        """Rows, newest first, page by page. Filters: window, agent, scenario, group, status, state, version,
-        reward_min, reward_max, judged, evaluation, evaluation_id, episode, archived, since, until."""
+        """Rows, newest first, page by page. Filters are those of the site's list (docs/http-api.md): agent,
+        scenario, version, reward_min, reward_max, judged, since, until, and others."""
         return cast(Iterator[TrajectoryRow], self._pages("trajectories/", filters))
 
     def groups(self, **filters: Filter) -> Iterator[GroupRow]:

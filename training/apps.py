@@ -18,6 +18,7 @@ class TrainingConfig(AppConfig):
         limits.also(_limits)
         archive.also_asks(_needed)
         _offer_judging()
+        _offer_use()
         post_migrate.connect(
             _schedule, sender=apps.get_app_config("django_celery_beat"), dispatch_uid="training.schedules"
         )
@@ -56,6 +57,19 @@ def _offer_judging() -> None:
             rows=200,
         )
     )
+
+
+def _offer_use() -> None:
+    from django.db.models import Exists, OuterRef, Q
+
+    from trajectories import filters
+
+    def holds() -> Q:
+        from training.models import BatchItem
+
+        return Q(Exists(BatchItem.objects.filter(trajectory=OuterRef("pk"), is_active=True)))
+
+    filters.also("What it is for", filters.Field("in a batch", (filters.flagged("used", holds),)))
 
 
 def _schedule(using: str, **_: object) -> None:

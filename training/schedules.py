@@ -21,6 +21,9 @@ DEFAULTS = (
     Schedule("Assemble spans", "trajectories.tasks.assemble_spans", 2, "Trajectories of what came over OTLP."),
     Schedule("Sweep blobs", "trajectories.tasks.sweep_blobs", 1800, "Large parts that no trajectory holds any more."),
     Schedule("Run bulk actions", "trajectories.tasks.run_bulk_actions", 15, "What was begun for many and not ended."),
+    Schedule(
+        "List metrics", "trajectories.tasks.list_metrics", 60, "Metrics that a project lists, of older recordings."
+    ),
     Schedule("Judge groups", "training.tasks.judge_groups", 20, "Ask the judges about closed groups."),
     Schedule("Snapshot readiness", "training.tasks.snapshot_readiness", 300, "Keep what the checks say."),
     Schedule("Take boards", "training.tasks.take_boards", 20, "Keep what the first page shows of each project."),

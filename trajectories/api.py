@@ -5,15 +5,12 @@ import binascii
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from typing import ClassVar, cast
 
 import msgspec
 from django.db.models import QuerySet
 from django.http import StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from django.utils.dateparse import parse_datetime
-from django.utils.timezone import is_naive
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -23,6 +20,7 @@ from trajectories import (
     auth,
     body,
     export,
+    filters,
     formats,
     ingestion,
     limits,
@@ -38,7 +36,7 @@ from trajectories import (
     tasks,
 )
 from trajectories.errors import Gone, Invalid, Problem, TooLarge, Unknown
-from trajectories.models import Judging, Project, Scenario, Scope, Tombstone, Trajectory
+from trajectories.models import Project, Scenario, Scope, Tombstone, Trajectory
 from trajectories.payloads import EndBody, RewardBody, ScenarioBody, StepsBody
 from trajectories.views import ProjectAPIView
 
@@ -92,7 +90,7 @@ class TrajectoryList(ProjectAPIView):
 
     @extend_schema(operation_id="list_trajectories", responses={200: dict})
     def get(self, request: Request) -> Response:
-        rows = filtered(Trajectory.objects.filter(project=self.project), request.query_params)
+        rows = filtered(Trajectory.objects.filter(project=self.project), request.query_params, self.project)
         size = page_size(request.query_params)
         before = cursor_of(request.query_params)
         if before is not None:
@@ -389,7 +387,7 @@ class Export(ProjectAPIView):
     )
     def get(self, request: Request) -> HttpResponseBase:
         told = {name: request.query_params[name] for name in request.query_params if name not in export.ARGUMENTS}
-        rows = filtered(Trajectory.objects.filter(project=self.project), told)
+        rows = filtered(Trajectory.objects.filter(project=self.project), told, self.project)
         asked = export.asked(Trajectory.objects.filter(project=self.project), request.query_params)
         return export_response(rows, asked, self.project.slug)
 
@@ -414,52 +412,15 @@ def export_response(rows: "QuerySet[Trajectory]", asked: export.Asked, stem: str
 
 # --- lists -------------------------------------------------------------------------------------------------------
 
-LIST_ARGUMENTS = frozenset(
-    {"window", "agent", "scenario", "group", "status", "state", "version", "reward_min", "reward_max", "judged",
-     "evaluation", "evaluation_id", "fidelity", "archived", "since", "until", "episode", "cursor", "limit", "format"}
-)  # fmt: skip
+PAGING = frozenset({"cursor", "limit", "format"})
 
 
-def filtered(rows: "QuerySet[Trajectory]", arguments: Mapping[str, str]) -> "QuerySet[Trajectory]":
-    """The filters of the list. Raises Invalid: an unknown one, or a value that it cannot have."""
-    unknown = sorted(set(arguments) - LIST_ARGUMENTS)
-    if unknown:
-        raise Invalid(
-            f"There is no filter {unknown[0][:50]!r}. There are: {', '.join(sorted(LIST_ARGUMENTS))}.",
-            pointer=f"?{payloads.escape(unknown[0])}",
-        )
-    plain = {
-        "window": "window",
-        "agent": "agent__agent_id",
-        "scenario": "scenario__scenario_id",
-        "status": "final_status",
-        "state": "state",
-        "version": "behaviour",
-        "evaluation_id": "evaluation_id",
-        "episode": "episode_id",
-        "fidelity": "fidelity",
-    }
-    for name, column in plain.items():
-        if value := arguments.get(name):
-            rows = rows.filter(**{column: _text(name, value)})
-    if group := arguments.get("group"):
-        rows = rows.filter(group=_integer("group", group))
-    if low := arguments.get("reward_min"):
-        rows = rows.filter(reward__gte=_number("reward_min", low))
-    if high := arguments.get("reward_max"):
-        rows = rows.filter(reward__lte=_number("reward_max", high))
-    if judged := arguments.get("judged"):
-        wanted = {"group__judging": Judging.JUDGED}
-        rows = rows.filter(**wanted) if _flag("judged", judged) else rows.exclude(**wanted)
-    if evaluation := arguments.get("evaluation"):
-        rows = rows.filter(is_evaluation=_flag("evaluation", evaluation))
-    if archived := arguments.get("archived"):
-        rows = rows.filter(archived_at__isnull=not _flag("archived", archived))
-    if since := arguments.get("since"):
-        rows = rows.filter(received_at__gte=_time("since", since))
-    if until := arguments.get("until"):
-        rows = rows.filter(received_at__lt=_time("until", until))
-    return rows
+def filtered(
+    rows: "QuerySet[Trajectory]", arguments: Mapping[str, str], project: Project | None = None
+) -> "QuerySet[Trajectory]":
+    """The filters of the list (filters.py). Raises Invalid: an unknown one, or a value that it cannot have."""
+    told = {name: arguments[name] for name in arguments if name not in PAGING}
+    return filters.narrowed(rows, told, project.listed_metrics if project is not None else ())
 
 
 def filters_of(told: Iterable[str]) -> dict[str, str]:
@@ -467,7 +428,7 @@ def filters_of(told: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for one in told:
         name, equals, value = one.partition("=")
-        if not equals or name in ("cursor", "limit", "format"):
+        if not equals or name in PAGING:
             raise Invalid(f"--filter {one!r} is none. Say NAME=VALUE, for example --filter agent=trader.")
         found[name] = value
     return found
@@ -520,7 +481,7 @@ def scenario_summary(row: Scenario, *, private: bool = False) -> dict[str, objec
 
 
 def page_size(arguments: Mapping[str, str]) -> int:
-    size = _integer("limit", arguments.get("limit") or "50")
+    size = filters.integer("limit", arguments.get("limit") or "50")
     if not 1 <= size <= limits.PAGE:
         raise Invalid(
             f"limit is {size}; 1 to {limits.PAGE} are allowed.", pointer="?limit", limit=limits.PAGE, size=size
@@ -544,46 +505,3 @@ def cursor_of(arguments: Mapping[str, str]) -> int | None:
 
 def encode_cursor(pk: int) -> str:
     return base64.urlsafe_b64encode(str(pk).encode()).decode()
-
-
-def _text(name: str, value: str) -> str:
-    if "\x00" in value or len(value) > limits.ID_CHARACTERS:
-        raise Invalid(f"{name} is no value of that column.", pointer=f"?{name}")
-    return value
-
-
-def _integer(name: str, value: str) -> int:
-    try:
-        found = int(value)
-    except ValueError:
-        raise Invalid(f"{name} must be a whole number, not {value[:50]!r}.", pointer=f"?{name}") from None
-    if abs(found) >= 2**63:
-        raise Invalid(f"{name} is too large.", pointer=f"?{name}")
-    return found
-
-
-def _number(name: str, value: str) -> float:
-    try:
-        found = float(value)
-    except ValueError:
-        found = float("nan")
-    if not abs(found) < float("inf"):
-        raise Invalid(f"{name} must be a finite number, not {value[:50]!r}.", pointer=f"?{name}")
-    return found
-
-
-def _flag(name: str, value: str) -> bool:
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if value.lower() not in words:
-        raise Invalid(f"{name} must be true or false, not {value[:50]!r}.", pointer=f"?{name}")
-    return words[value.lower()]
-
-
-def _time(name: str, value: str) -> datetime:
-    try:
-        found = parse_datetime(value.replace(" ", "+"))  # a plus sign that was not escaped arrives as a blank
-    except ValueError:
-        found = None
-    if found is None:
-        raise Invalid(f"{name} must be a time such as 2026-11-23T08:00:00Z, not {value[:50]!r}.", pointer=f"?{name}")
-    return payloads.utc(found) if is_naive(found) else found

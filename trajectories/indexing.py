@@ -1,4 +1,5 @@
-"""What is filled behind the write: groups and their counters, late rewards, call rows, step rewards, search texts.
+"""What is filled behind the write: groups and their counters, late rewards, call rows, step rewards, listed metrics,
+search texts.
 
 A project's queue is worked off by one process at a time (an advisory lock), so that cohorts are numbered once;
 whoever needs the truth calls `drain` first. Killed anywhere, the queue's rows are still there and are done again.
@@ -14,7 +15,18 @@ from django.db import connection, transaction
 from django.db.models import Count, F, Min, Q
 from django.utils import timezone
 
-from trajectories import arrivals, census, history, payloads, quality, rewards, search_texts, segments, tokens
+from trajectories import (
+    arrivals,
+    census,
+    history,
+    metric_values,
+    payloads,
+    quality,
+    rewards,
+    search_texts,
+    segments,
+    tokens,
+)
 from trajectories.models import (
     ID_LENGTH,
     Fidelity,
@@ -84,6 +96,7 @@ def _pass(project: Project) -> int:
         arrivals.count(project, rows, {row.trajectory_id for row in work if row.is_arrival})
         if rows:
             _relate(project, rows)
+            metric_values.write(project, rows)
             rewards.apply_waiting(project, rows)
         recount(project, dirty)
         _close_full(project, dirty)

@@ -75,6 +75,16 @@ class Project(models.Model):
     quality_weights = models.JSONField(
         default=dict, blank=True, help_text="weights of quality checks that differ from the defaults; 0 leaves one out"
     )
+    listed_metrics = ArrayField(
+        models.CharField(max_length=100),
+        default=list,
+        blank=True,
+        size=8,
+        help_text="metrics that lists are filtered by, at most 8, separated by commas",
+    )
+    metrics_since = models.DateTimeField(
+        null=True, editable=False, help_text="when that was changed, until older recordings are looked through"
+    )
     group_idle_minutes = models.PositiveIntegerField(
         default=60, help_text="an open group without a new attempt for so long is closed"
     )
@@ -600,6 +610,45 @@ class StepRewards(models.Model):
 
     def __str__(self) -> str:
         return f"{len(self.rewards)} step rewards of {self.trajectory_id}"
+
+
+class MetricValue(models.Model):
+    """A metric that its project lists, of one trajectory; filled behind the write (`metric_values.py`)."""
+
+    project = models.ForeignKey(
+        Project, on_delete=models.CASCADE, related_name="+", db_index=False, db_constraint=False
+    )
+    trajectory = models.ForeignKey(Trajectory, on_delete=models.CASCADE, related_name="metric_values", db_index=False)
+    name = models.CharField(max_length=100)
+    value = models.FloatField()
+
+    class Meta:
+        db_table = "metric_values"
+        constraints = (models.UniqueConstraint(fields=("trajectory", "name"), name="metric_value_once"),)
+        indexes = (models.Index(fields=("project", "name", "value", "trajectory"), name="metric_values_by_value"),)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:g} of {self.trajectory_id}"
+
+
+class SavedView(models.Model):
+    """Filters, order and columns of the list of trajectories under a name: for oneself, or for a project."""
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="saved_views")
+    project = models.ForeignKey(
+        Project, null=True, blank=True, on_delete=models.CASCADE, related_name="+", help_text="who else sees it"
+    )
+    name = models.CharField(max_length=60)
+    query = models.CharField(max_length=2000, blank=True, help_text="of the list's address")
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "saved_views"
+        ordering = ("name", "id")
+        constraints = (models.UniqueConstraint(fields=("user", "name"), name="saved_view_name_once"),)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Relation(models.Model):

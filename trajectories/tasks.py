@@ -3,7 +3,7 @@
 from celery import shared_task
 
 from trainingsite.celery import nudge
-from trajectories import blobs, bulk_actions, bulk_export, indexing, otlp, rewards, running
+from trajectories import blobs, bulk_actions, bulk_export, indexing, metric_values, otlp, rewards, running
 from trajectories.models import IndexingWork, Project
 
 
@@ -58,3 +58,10 @@ def run_bulk_actions() -> None:
     """The sweep over actions whose nudge got lost or whose worker was killed."""
     for pk in bulk_actions.live():
         bulk_actions.run(pk, seconds=5.0)
+
+
+@shared_task(acks_late=True)
+def list_metrics() -> None:
+    """What lists are filtered by, of recordings from before it was declared. Safe to run twice."""
+    for project in metric_values.unfinished():
+        metric_values.look_through(project)

@@ -55,7 +55,7 @@ class Command(BaseCommand):
         if older_than is None and not filter and not all:
             raise CommandError("Say which: --older-than DAYS, --filter NAME=VALUE, or --all.")
         try:
-            rows = api.filtered(Trajectory.objects.filter(project=of), api.filters_of(filter))
+            rows = api.filtered(Trajectory.objects.filter(project=of), api.filters_of(filter), of)
         except Problem as problem:
             raise CommandError(problem.detail) from problem
         if older_than is not None:

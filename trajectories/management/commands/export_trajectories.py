@@ -56,7 +56,7 @@ class Command(BaseCommand):
         told, resume = options["filter"], options["resume"] is True
         assert isinstance(told, list)
         try:
-            rows = api.filtered(every, api.filters_of(told))
+            rows = api.filtered(every, api.filters_of(told), project)
             asked = export.asked(
                 every,
                 {

@@ -47,7 +47,7 @@ class Command(BaseCommand):
         looked_at = changed = unreadable = 0
         for one in chosen:
             try:
-                rows = api.filtered(recomputing.chosen(one), api.filters_of(filter))
+                rows = api.filtered(recomputing.chosen(one), api.filters_of(filter), one)
             except Problem as problem:
                 raise CommandError(problem.detail) from problem
             if begin is not None:
