@@ -6,19 +6,23 @@ from dataclasses import dataclass
 import msgspec
 from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
+from django.db import transaction
 from django.db.models import QuerySet
 from django.forms import ModelForm
 from django.http import HttpRequest, QueryDict
 from django.utils import timezone
 
+from trainingsite.celery import nudge
 from trajectories import (
     admin_trajectories,
     auth,
+    metric_values,
     otlp,
     people,
     pressure,
     redaction,
     rights,
+    tasks,
 )
 from trajectories.errors import Refused
 from trajectories.history import Actor
@@ -54,6 +58,10 @@ class ProjectForm(ModelForm[Project]):
             raise ValidationError(wrong)
         return found or []
 
+    def clean_listed_metrics(self) -> list[str]:
+        told: list[str] = self.cleaned_data["listed_metrics"] or []
+        return list(dict.fromkeys(one.strip() for one in told if one.strip()))
+
 
 @admin.register(Project)
 class ProjectItselfAdmin(ProjectAdmin[Project]):
@@ -68,6 +76,7 @@ class ProjectItselfAdmin(ProjectAdmin[Project]):
         "description",
         "held_out_share",
         "reward_aggregation",
+        "listed_metrics",
         "redaction_rules",
         "redaction_failure",
         "group_idle_minutes",
@@ -76,6 +85,12 @@ class ProjectItselfAdmin(ProjectAdmin[Project]):
         "gateway_idle_minutes",
         "created_at",
     )
+
+    def save_model(self, request: HttpRequest, obj: Project, form: ModelForm[Project], change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        if "listed_metrics" in form.changed_data:
+            metric_values.declare(obj, obj.listed_metrics)
+            transaction.on_commit(lambda: nudge(tasks.list_metrics))
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Project]:
         return Project.objects.filter(pk__in=self.projects_of(request))

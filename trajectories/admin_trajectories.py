@@ -3,26 +3,26 @@
 import base64
 import binascii
 import mimetypes
-from typing import ClassVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import DataError, transaction
-from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 
 from trajectories import (
+    admin_filters,
     archive,
     blobs,
     bulk_admin,
-    columns,
     export,
+    filters,
     history,
     indexing,
     listing,
@@ -31,7 +31,9 @@ from trajectories import (
     segments,
     trajectory_pages,
 )
+from trajectories.admin_filters import BesideTrajectory, DeclaredFilters, ListedColumns, TrajectoryList
 from trajectories.api import export_response
+from trajectories.changelist import PROJECT, beside_of
 from trajectories.conversation import RASTER
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
@@ -86,50 +88,12 @@ def _restore(row: Trajectory, by: Actor, form: QueryDict) -> str:
     return f"{row} is back from the archive."
 
 
-class RewardFilter(admin.SimpleListFilter):
-    title = "reward"
-    parameter_name = "reward_is"
-    CHOICES: ClassVar[dict[str, tuple[str, dict[str, float | bool]]]] = {
-        "unknown": ("unknown", {"reward__isnull": True}),
-        "negative": ("below 0", {"reward__lt": 0}),
-        "zero": ("0", {"reward": 0}),
-        "part": ("between 0 and 1", {"reward__gt": 0, "reward__lt": 1}),
-        "one": ("1 and above", {"reward__gte": 1}),
-    }
-
-    def lookups(self, request: HttpRequest, model_admin: object) -> list[tuple[str, str]]:
-        return [(key, label) for key, (label, _) in self.CHOICES.items()]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Trajectory]) -> QuerySet[Trajectory]:
-        chosen = self.CHOICES.get(self.value() or "")
-        return queryset.filter(**chosen[1]) if chosen else queryset
-
-
 @admin.register(Trajectory)
-class TrajectoryAdmin(ProjectAdmin[Trajectory]):
-    list_display = (
-        "trajectory_id",
-        "agent",
-        "scenario",
-        "reward_shown",
-        "final_status_chip",
-        "steps_number",
-        "behaviour",
-        "fidelity_chip",
-        "quality_shown",
-        "received",
-    )
-    list_select_related = ("agent", "scenario")
-    list_filter = (
-        MyProjectsFilter,
-        "final_status",
-        RewardFilter,
-        "fidelity",
-        "origin",
-        "is_evaluation",
-        "is_excluded",
-        "state",
-    )
+class TrajectoryAdmin(ListedColumns, ProjectAdmin[Trajectory]):
+    list_display = ("trajectory_id_shown", *admin_filters.USUAL)
+    list_display_links = ("trajectory_id_shown",)
+    list_select_related = ("agent", "scenario", "project", "group")
+    list_filter = (MyProjectsFilter, DeclaredFilters)
     search_fields = ("trajectory_id__startswith", "scenario__scenario_id__startswith")
     search_help_text = "the beginning of a trajectory id or a scenario id"
     ordering = ("-id",)
@@ -166,17 +130,38 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
         ),
     )
 
-    final_status_chip = columns.chip("final_status", "ended")
-    fidelity_chip = columns.chip("fidelity", "fidelity")
-    steps_number = columns.number("n_steps", "steps")
+    # --- the list ----------------------------------------------------------------------------------------------------
 
-    @admin.display(description="reward", ordering="reward")
-    def reward_shown(self, row: Trajectory) -> str:
-        return "unknown" if row.reward is None else f"{row.reward:g}"
+    def get_list_display(self, request: HttpRequest) -> list[str | admin_filters.Column]:
+        return admin_filters.shown_columns(request)
 
-    @admin.display(description="quality")
-    def quality_shown(self, row: Trajectory) -> str:
-        return f"{row.quality:.0%}"
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        return lookup == PROJECT or filters.is_one(lookup)  # what is declared, and no other column
+
+    def get_changelist(self, request: HttpRequest, **kwargs: object) -> type[ChangeList]:
+        return TrajectoryList if beside_of(request) is None else BesideTrajectory
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
+        if request.method == "GET" and (address := admin_filters.cleaned(request)) is not None:
+            return HttpResponseRedirect(address)
+        return super().changelist_view(request, extra_context)
+
+    def choices_view(self, request: HttpRequest, name: str) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return admin_filters.choices_view(request, name)
+
+    def save_view_view(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return admin_filters.save_view(request)
+
+    def forget_view_view(self, request: HttpRequest, view: int) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return admin_filters.forget_view(self, request, view)
+
+    # --- the page of one ---------------------------------------------------------------------------------------------
 
     def live_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """What came since step `after` of a trajectory that runs; htmx asks for it. 204: nothing."""
@@ -194,7 +179,15 @@ class TrajectoryAdmin(ProjectAdmin[Trajectory]):
         out = self.admin_site.admin_view(self.export_view)
         file, raw = self.admin_site.admin_view(self.file_view), self.admin_site.admin_view(self.raw_view)
         checks = self.admin_site.admin_view(self.checks_view)
+        choices = self.admin_site.admin_view(self.choices_view)
+        save, forget = (
+            self.admin_site.admin_view(self.save_view_view),
+            self.admin_site.admin_view(self.forget_view_view),
+        )
         return [
+            path("choices/<slug:name>/", choices, name="trajectories_trajectory_choices"),
+            path("views/save/", save, name="trajectories_trajectory_save_view"),
+            path("views/<int:view>/forget/", forget, name="trajectories_trajectory_forget_view"),
             path("<path:object_id>/file/<int:step>/<slug:digest>/", file, name="trajectories_trajectory_file"),
             path("<path:object_id>/raw/", raw, name="trajectories_trajectory_raw"),
             path("<path:object_id>/checks/", checks, name="trajectories_trajectory_checks"),

@@ -73,4 +73,7 @@ class Held:
         return self.everything or any(role in roles for roles in self._by_project.values())
 
     def of(self, project: Project) -> frozenset[str]:
-        return EVERYTHING if self.everything else self._by_project.get(project.pk, frozenset())
+        return self.of_pk(project.pk)
+
+    def of_pk(self, project: int) -> frozenset[str]:
+        return EVERYTHING if self.everything else self._by_project.get(project, frozenset())

@@ -375,6 +375,8 @@ def _map(trajectory: Trajectory, start: int, end: int) -> Map | None:
     if not rows and rewards is None:
         return None
     slowest = max((row[0] for row in rows.values() if row[0] is not None), default=None)
+    if slowest is None and rewards is None and total <= STEPS_A_PAGE and not any(row[1] for row in rows.values()):
+        return None
     x = WIDTH / number
     columns = []
     for at in range(number):

@@ -15,9 +15,11 @@ const follow = (selector) => {
 const rows = () => [...document.querySelectorAll("#result_list tbody tr, [data-rows] > *")];
 
 const step = (by) => {
-  if (follow(by > 0 ? 'a[rel~="next"]' : 'a[rel~="prev"]')) return;
   const all = rows();
-  if (!all.length) return;
+  if (!all.length) {
+    follow(by > 0 ? 'a[rel~="next"]' : 'a[rel~="prev"]');
+    return;
+  }
   const at = all.findIndex((row) => row.classList.contains("here"));
   const next = all[Math.min(all.length - 1, Math.max(0, at < 0 ? (by > 0 ? 0 : all.length - 1) : at + by))];
   all.forEach((row) => row.classList.toggle("here", row === next));

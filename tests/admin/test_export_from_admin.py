@@ -42,12 +42,12 @@ def ids(client: Client, query: str = "", **form: str) -> list[str]:
 def test_what_the_filters_of_the_list_match_is_exported_all_pages(reader: Client, project: Project) -> None:
     record(project, **{f"run-{number:02}": number / 100 for number in range(60)})
     Trajectory.objects.filter(trajectory_id="run-07").update(is_excluded=True)
-    page = reader.get(f"{URL}?is_excluded__exact=0&q=run-").content.decode()
-    address = f"{URL}export/?is_excluded__exact=0&amp;q=run-"
+    page = reader.get(f"{URL}?excluded=0&q=run-").content.decode()
+    address = f"{URL}export/?excluded=0&amp;q=run-"
     assert f'href="{address}"' in page
     asked = reader.get(address.replace("&amp;", "&")).content.decode()
     assert "59 trajectories match the filters" in asked
-    assert ids(reader, "?is_excluded__exact=0&q=run-") == [f"run-{number:02}" for number in range(60) if number != 7]
+    assert ids(reader, "?excluded=0&q=run-") == [f"run-{number:02}" for number in range(60) if number != 7]
     assert ids(reader, "?q=run-5&o=4&p=2") == [f"run-{number}" for number in range(50, 60)]
 
 
