@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("ingest", "export", "gateway")
+NAMES = ("ingest", "export", "gateway", "admin")
 
 
 def main() -> int:
