@@ -77,12 +77,17 @@ USUAL = (
 
 def metrics_of(request: HttpRequest) -> list[str]:
     """Names that the projects in question list, each once."""
+    return list(dict.fromkeys(name for names, _ in _listed(request) for name in names))
+
+
+def _listed(request: HttpRequest) -> "list[tuple[list[str], bool]]":
+    """What each project lists, and whether its older recordings are still looked through; read once a page."""
     found = getattr(request, "_listed_metrics", None)
-    if not isinstance(found, list):
+    if found is None:
         rows = Project.objects.filter(pk__in=_projects(request)).exclude(listed_metrics=[]).order_by("slug")
-        found = list(dict.fromkeys(name for names in rows.values_list("listed_metrics", flat=True) for name in names))
+        found = [(one.listed_metrics, one.metrics_since is not None) for one in rows]
         setattr(request, "_listed_metrics", found)  # noqa: B010
-    return [str(one) for one in found]
+    return cast("list[tuple[list[str], bool]]", found)
 
 
 def _projects(request: HttpRequest) -> list[int]:
@@ -331,9 +336,7 @@ def _form(found: TrajectoryList) -> FilterForm:
             for row in views_of(request)
         ],
         shares_with=[(pk, slug) for pk, slug in mine.items() if Role.RESEARCHER in held(request).of_pk(pk)],
-        pending=metrics
-        if metrics and Project.objects.filter(pk__in=_projects(request), metrics_since__isnull=False).exists()
-        else [],
+        pending=list(dict.fromkeys(name for names, waits in _listed(request) if waits for name in names)),
     )
 
 

@@ -29,7 +29,7 @@ BUDGET = 0.1  # seconds for the rows of a page
 COUNT_UP_TO = 10_000  # above this a list says "about"
 WINDOW = 2_000  # rows of the index, or numbers, in the first window
 GROWTH = 64  # times as wide as the last, at most
-WINDOWS = 4  # so many queries, at most
+WINDOWS = 3  # of a page, at most; along a column one fewer, for there each has a second query that finds its end
 CHEAP = 25_000.0  # in the planner's units: a count that costs more is not tried
 BRANCHES = 8  # projects that are walked side by side in another order than by age
 
@@ -178,7 +178,8 @@ def walk(
     counted: Count | None = None
     with suppress(TimeIsUp), limited(budget, line.ends_sql if windowed else "") as ends:
         line.ends = ends
-        for _ in range(WINDOWS):
+        most = WINDOWS if not ordering.field else max(1, WINDOWS - 1)
+        for nth in range(1, most + 1):
             opened = time.monotonic()
             bound = line.stretches[number].bound(after, window) if windowed else None
             found += line.stretches[number].between(rows, after, bound)[: size + 1 - len(found)]
@@ -193,8 +194,9 @@ def walk(
                 break
             now = time.monotonic()
             left = budget - (now - began)
-            # The next is as wide as may be gone through in less than half of what is left.
-            wider = int(window * min(GROWTH, left * 0.4 / max(now - opened, 1e-4)))
+            # The next is as wide as may be gone through in some of what is left; the last one in most of it.
+            share = 0.4 if nth + 1 < most else 0.6
+            wider = int(window * min(GROWTH, left * share / max(now - opened, 1e-4)))
             if wider < min(window, WINDOW):
                 break
             window = wider

@@ -18,6 +18,7 @@ from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db import models
 from django.db.models import QuerySet
+from django.db.models.options import Options
 from django.forms import ModelChoiceField
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
@@ -181,6 +182,12 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
             del kept[ERROR_FLAG]
             setattr(request, "GET", kept)  # noqa: B010
         return super().changelist_view(request, extra_context)
+
+    def _get_obj_does_not_exist_redirect(
+        self, request: HttpRequest, opts: "Options[models.Model]", object_id: str | None
+    ) -> HttpResponse:
+        """Stock Django says so on the first page; an address that leads nowhere is a 404, whoever's row it names."""
+        raise Http404(f"There is no {opts.verbose_name} {object_id}.")
 
     # --- the page of one row -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,257 @@
+"""A small shop with a history, for pages that are looked at: what was said, judged and trained."""
+
+import math
+import random
+from datetime import timedelta
+
+from django.contrib.auth.models import User
+from django.utils import timezone
+
+from tests import builders
+from tests.training.candidates import evaluated, held_out
+from training import boards, judging, policies, readiness
+from training.models import (
+    AgentRoute,
+    JudgeCall,
+    JudgeKind,
+    RewardJudgment,
+    RunMetric,
+    ServingInterval,
+    TrainedModel,
+    TrainingBatch,
+)
+from trajectories import formats, history, indexing, ingestion
+from trajectories.history import SYSTEM
+from trajectories.models import (
+    Agent,
+    BulkAction,
+    BulkItem,
+    Group,
+    OtelRecord,
+    Project,
+    RewardChange,
+    Role,
+    SharedText,
+    Tombstone,
+    Trajectory,
+)
+
+CASES = ("refund", "late-parcel", "wrong-size", "broken-lamp", "gift-card", "double-charge")
+ATTEMPTS = 8
+POLICY = (
+    "You are a clerk of a shop. Follow the policy. Refunds: within 30 days and only to the card that was charged. "
+    "Ask for the order number before anything else, look it up, and never promise what the policy does not allow. "
+) * 3
+PROMISES = (
+    "It is within 30 days, so 40 euros are on their way back to your card.",
+    "I am sorry, but the policy allows a refund only within 30 days. I can offer a repair.",
+    "Done. The money will be there within three days, and I have sent you a voucher as well.",
+    "I cannot find what you mean. Could you tell me the number of the order once more?",
+)
+
+
+def shop(project: Project) -> None:
+    """Recordings, judgments, two trained versions and one that trains, an evaluation, a deployment that waits."""
+    dice = random.Random(5)
+    olga = builders.make_member(project, Role.OPERATOR, name="olga")
+    versions = [builders.make_model(project, status="retired")]
+    _play(project, versions[0], dice)
+    _judge(project, dice)
+    groups = tuple(Group.objects.filter(project=project).order_by("pk"))
+    for trained, status in ((groups[:3], "deployed"), (groups[3:5], "ready")):
+        batch = _trained(project, trained, versions[-1], dice, olga)
+        versions.append(builders.make_model(project, batch=batch, parent=versions[-1], status=status))
+    _evaluate(project, versions, olga, dice)
+    _trains(project, groups[5:], versions[1], dice)
+    _beside(project, olga)
+    readiness.snapshot(project)
+    boards.take(project)
+
+
+def body(case: str, attempt: int, version: TrainedModel, dice: random.Random) -> dict[str, object]:
+    """One attempt: the same question and first call, then what the model makes of it."""
+    order = 17 + CASES.index(case)
+    question = {
+        "refund": f"I want my money back for order {order}.",
+        "late-parcel": f"Order {order} should have been here a week ago. Where is it?",
+        "wrong-size": f"The shoes of order {order} are too small.",
+        "broken-lamp": f"The lamp of order {order} came in two pieces.",
+        "gift-card": f"The gift card of order {order} does not work.",
+        "double-charge": f"You charged me twice for order {order}!",
+    }[case]
+    messages: list[dict[str, object]] = [
+        {"role": "system", "content": POLICY},
+        {"role": "user", "content": question},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {
+                    "id": "c1",
+                    "type": "function",
+                    "function": {"name": "find_order", "arguments": f'{{"order": {order}}}'},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "c1",
+         "content": f'{{"order": {order}, "paid": {20 + order}, "days": {3 + attempt}, "skus": ["A-{order}"]}}'},
+    ]  # fmt: skip
+    for turn in range(dice.randrange(3)):
+        messages += [
+            {"role": "assistant", "content": f"Let me look once more: does it concern all of order {order}, "
+             f"or part {turn + 1} of it?"},
+            {"role": "user", "content": "All of it." if turn else "I told you already."},
+        ]  # fmt: skip
+    messages.append({"role": "assistant", "content": PROMISES[dice.randrange(len(PROMISES))]})
+    return {
+        "trajectory_id": f"{case}-{attempt}",
+        "agent_id": "clerk" if attempt % 2 else "night-clerk",
+        "scenario_id": case,
+        "group_size": ATTEMPTS,
+        "model": version.serving_name,
+        "messages": messages,
+        "reward": round(dice.random(), 2),
+        "metrics": {"turns": len(messages), "politeness": round(dice.random(), 2)},
+    }
+
+
+def _play(project: Project, version: TrainedModel, dice: random.Random) -> None:
+    for case in CASES:
+        for attempt in range(ATTEMPTS):
+            sent = body(case, attempt, version, dice)
+            ingestion.record(project, formats.incoming_value(sent, "messages"))
+    indexing.drain(project)
+
+
+def _judge(project: Project, dice: random.Random) -> None:
+    rubric = builders.make_rubric(
+        project, "Prefer the attempt that solves the case within the policy and says so kindly."
+    )
+    for group in Group.objects.filter(project=project):
+        rows = list(group.trajectories.order_by("pk"))
+        call = JudgeCall.objects.create(
+            project=project, group=group, kind=JudgeKind.LLM, source="ruler", rubric=rubric, model="judge-1",
+            prompt="Here are eight attempts at the same case …", raw_answer='{"scores": […]}', state="done",
+            permutation=[row.pk for row in rows], prompt_tokens=4210, completion_tokens=380, latency_ms=2300,
+            finished_at=timezone.now(),
+        )  # fmt: skip
+        scores = {row.pk: min(1.0, max(0.0, (row.reward or 0) * 0.8 + dice.random() * 0.3)) for row in rows}
+        ranks = sorted(scores, key=lambda pk: -scores[pk])
+        RewardJudgment.objects.bulk_create(
+            RewardJudgment(
+                project=project, trajectory=row, group=group, judge_call=call, kind=JudgeKind.LLM, source="ruler",
+                score=round(scores[row.pk], 2), rank=ranks.index(row.pk) + 1,
+                reasoning="Looked the order up and kept to the policy." if scores[row.pk] > 0.5 else
+                "Promised what the policy does not allow.",
+                strengths=["asks before it acts"], weaknesses=["repeats itself"],
+            )
+            for row in rows
+        )  # fmt: skip
+        Group.objects.filter(pk=group.pk).update(judging="judged")
+        judging.recount(group)
+
+
+def _trained(
+    project: Project, groups: tuple[Group, ...], parent: TrainedModel, dice: random.Random, by: User
+) -> TrainingBatch:
+    batch = builders.make_batch(
+        project, status="completed", groups=groups, parent=parent, requested_by=by, purpose="training"
+    )
+    began = timezone.now() - timedelta(hours=3)
+    run = builders.make_run(
+        batch, status="succeeded", step=60, total_steps=60, seconds_per_step=4.2, started_at=began,
+        ended_at=began + timedelta(minutes=5),
+        log_tail="step 59: loss 0.021, reward 0.74\nstep 60: loss 0.019\nadapter written",
+    )  # fmt: skip
+    _curves(run.pk, 60, dice)
+    return batch
+
+
+def _curves(run: int, steps: int, dice: random.Random) -> None:
+    began = timezone.now() - timedelta(minutes=20)
+    RunMetric.objects.bulk_create(
+        RunMetric(
+            run_id=run,
+            step=step,
+            at=began + timedelta(seconds=4 * step),
+            values={
+                "loss": 0.4 * math.exp(-step / 25) + dice.random() * 0.03,
+                "entropy": 1.1 * math.exp(-step / 90) + dice.random() * 0.02,
+                "reward_mean": 0.5 + 0.3 * (1 - math.exp(-step / 20)) + dice.random() * 0.04,
+                "kl_behaviour": 0.0004 * step + dice.random() * 0.002,
+                "grad_norm": 0.8 + dice.random() * 0.4,
+                "clipped_share": 0.02 + dice.random() * 0.03,
+                "tokens_per_second": 9000 + dice.random() * 900,
+                "drift": 0.0005 * step,
+                "share_without_spread": max(0.0, 0.2 - 0.002 * step),
+            },
+        )
+        for step in range(1, steps + 1)
+    )
+
+
+def _evaluate(project: Project, versions: list[TrainedModel], by: User, dice: random.Random) -> None:
+    base, serving, newest = versions
+    held_out(project, 40)
+    ours = tuple(round(min(1.0, 0.55 + 0.4 * dice.random()), 2) for _ in range(40))
+    theirs = tuple(round(min(1.0, 0.45 + 0.5 * dice.random()), 2) for _ in range(40))
+    evaluated(serving, base, (ours, theirs))
+    evaluation = evaluated(newest, serving, (theirs[::-1], ours))
+    builders.make_deployment(
+        newest, requested_by=by, replaces=serving, evaluation=evaluation, reason="It asks less often twice.",
+        gates=[
+            {"name": "it learned", "ok": True, "value": 0.02, "threshold": 0.0, "detail": "its weights changed"},
+            {"name": "gain", "ok": True, "value": 0.01, "threshold": -0.05, "detail": "within what may be lost"},
+            {"name": "scenarios", "ok": True, "value": 40, "threshold": 30, "detail": "compared on 40"},
+        ],
+    )  # fmt: skip
+    now = timezone.now()
+    ServingInterval.objects.create(
+        project=project, model=base, starts_at=now - timedelta(days=4), ends_at=now - timedelta(days=1), by_name="ann",
+        reason="the first that keeps the form",
+    )  # fmt: skip
+    interval = ServingInterval.objects.create(
+        project=project, model=serving, starts_at=now - timedelta(days=1), by_name="ann", reason="better on 24 of 40"
+    )
+    for agent in Agent.objects.filter(project=project):
+        AgentRoute.objects.create(agent=agent, interval=interval)
+
+
+def _trains(project: Project, groups: tuple[Group, ...], parent: TrainedModel, dice: random.Random) -> None:
+    batch = builders.make_batch(project, status="training", groups=groups, parent=parent, purpose="training")
+    run = builders.make_run(
+        batch, status="running", phase="training", step=24, total_steps=60, seconds_per_step=4.1,
+        heartbeat_at=timezone.now(), progressed_at=timezone.now(), log_tail="step 24: loss 0.16, reward 0.61",
+    )  # fmt: skip
+    _curves(run.pk, 24, dice)
+
+
+def _beside(project: Project, by: User) -> None:
+    """What stands around it: keys, spans, changes, actions, files."""
+    policies.of(project)
+    builders.make_key(project)
+    row = Trajectory.objects.filter(project=project).order_by("pk")[0]
+    RewardChange.objects.create(
+        project=project, trajectory=row, was=row.reward, reward=0.9, source="complaints desk", by_name="olga",
+        reason="the customer wrote again",
+    )  # fmt: skip
+    SharedText.objects.create(project=project, text_hash=b"s" * 32, kind="system", raw_size=900, data=b"x")
+    Tombstone.objects.create(
+        project=project,
+        trajectory_id="refund-99",
+        content_hash=b"g" * 32,
+        by_name="olga",
+        reason="asked for by a customer",
+    )
+    OtelRecord.objects.create(
+        project=project, kind="span", trace_id="4bf92f3577b34da6", key="00f067aa0ba902b7", name="chat tiny",
+        content_hash=b"o" * 32, raw_size=812, data=b"x", state="quarantined", reason="its parent never came",
+    )  # fmt: skip
+    action = BulkAction.objects.create(
+        project=project, kind="exclude", chosen_by="status=agent_error", reason="the environment was down", by_user=by,
+        by_name="olga", n_chosen=12, n_done=11, n_refused=1, state="done", started_at=timezone.now(),
+        ended_at=timezone.now(),
+    )  # fmt: skip
+    BulkItem.objects.create(action=action, object_id=row.pk, state="refused", detail="it is excluded already")
+    group = Group.objects.filter(project=project).order_by("pk")[0]
+    history.record(group, "open", "closed", project=project, by=SYSTEM, reason="all 8 attempts are in")
