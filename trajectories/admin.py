@@ -217,7 +217,6 @@ class AgentAdmin(ProjectAdmin[Agent]):
     change_role = Role.OPERATOR
     fields = ("project", "agent_id", "name", "user", "is_active", "created_at")
     readonly_fields = ("project", "agent_id", "created_at")
-    autocomplete_fields = ("user",)
 
 
 @admin.register(Scenario)

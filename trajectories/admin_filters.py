@@ -39,7 +39,7 @@ COLUMNS: Mapping[str, str] = {  # what may be shown, and under which name
     "scenario": "scenario",
     "group": "group",
     "reward_shown": "reward",
-    "reward_source": "reward from",
+    "reward_source": "source of the reward",
     "final_status_chip": "ended",
     "state_chip": "state",
     "steps_number": "steps",

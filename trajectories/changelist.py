@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from django.contrib import messages
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.views.main import ORDER_VAR, PAGE_VAR, ChangeList
+from django.contrib.admin.views.main import ORDER_VAR, PAGE_VAR, SEARCH_VAR, ChangeList
 from django.core.exceptions import FieldDoesNotExist
 from django.db import DataError
 from django.db.models import DateTimeField, Model, QuerySet
@@ -174,6 +174,10 @@ class WalkedList(ChangeList):
         if self.is_by_age:
             return "Newer" if back else "Older"
         return "Earlier" if back else "Further"
+
+    @property
+    def without_search(self) -> str:
+        return self.get_query_string(remove=[SEARCH_VAR, PAGE_VAR])
 
     @property
     def first_url(self) -> str:

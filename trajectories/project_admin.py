@@ -15,6 +15,7 @@ from django.contrib.admin.filters import SimpleListFilter
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters, ModelAdmin, ShowFacets
 from django.contrib.admin.views.main import ERROR_FLAG, ChangeList
+from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.db import models
 from django.db.models import QuerySet
@@ -30,7 +31,7 @@ from trajectories.changelist import Beside, WalkedList, beside_of, column_of
 from trajectories.errors import Invalid, Problem
 from trajectories.history import Actor
 from trajectories.listing import Ordering, by_age
-from trajectories.models import Project, Role
+from trajectories.models import Membership, Project, Role
 
 Row = TypeVar("Row", bound=models.Model)
 
@@ -115,6 +116,9 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
         if isinstance(related, type) and issubclass(related, Project):
             role = self.add_role or self.change_role or Role.READER
             kwargs["queryset"] = rights.projects(user, role)
+        elif related is get_user_model() and not getattr(user, "is_superuser", False):
+            colleagues = Membership.objects.filter(project__in=self.projects_of(request)).values("user")
+            kwargs["queryset"] = related._default_manager.filter(pk__in=colleagues)
         elif isinstance(related, type) and any(one.name == "project" for one in related._meta.fields):
             kwargs["queryset"] = related._default_manager.filter(project__in=rights.projects(user))
         return super().formfield_for_foreignkey(db_field, request, **kwargs)

@@ -23,7 +23,6 @@ from tests import builders
 from tests.admin.test_walk_admin import nouns, rows_of
 from tests.admin.world import shop
 from training.models import Deployment, DeploymentState, TrainedModel, TrainingBatch
-from trajectories import rights
 from trajectories.models import Group, Membership, Project, Role, SavedView, Trajectory
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]
@@ -76,7 +75,8 @@ def watched(context: BrowserContext, url: str, *, refusals: bool = False) -> Ite
 
     def heard(message: ConsoleMessage) -> None:
         refused = refusals and "the server responded with a status of 40" in message.text
-        if message.type in ("error", "warning") and not refused:
+        ours = bool(message.location["url"])  # and not axe's, which sets styles that the policy blocks
+        if message.type in ("error", "warning") and ours and not refused:
             faults.append(f"{message.text} ({message.location})")
 
     def asked(request: Request) -> None:
@@ -87,7 +87,7 @@ def watched(context: BrowserContext, url: str, *, refusals: bool = False) -> Ite
     context.on("request", asked)
     context.on("weberror", lambda error: faults.append(str(error.error)))
     yield
-    assert faults == []
+    assert not faults, "\n".join(faults)
 
 
 def sign_in(page: Page, url: str, user: User) -> None:
@@ -178,7 +178,7 @@ def test_every_page_is_whole_and_accessible(scheme: Scheme, walk: SignedIn, proj
             faults.append(f"{name} is {wide} pixels too wide")
         if kept:
             page.screenshot(path=Path(kept) / f"{name}-{scheme}.png", full_page=True)
-    assert faults == []
+    assert not faults, "\n".join(faults)
 
 
 class Node(TypedDict):
@@ -196,7 +196,8 @@ class Violation(TypedDict):
 def serious(page: Page) -> list[str]:
     """What axe-core finds serious or critical on the page."""
     page.evaluate(AXE)
-    found: list[Violation] = page.evaluate("axe.run({resultTypes: ['violations']}).then(found => found.violations)")
+    options = "{resultTypes: ['violations'], preload: false}"
+    found: list[Violation] = page.evaluate(f"axe.run({options}).then(found => found.violations)")
     return [
         f"{one['id']}: {one['help']} ({len(one['nodes'])}×, {first['target']} {first['html'][:160]})"
         for one in found
@@ -228,9 +229,10 @@ def test_a_researcher_narrows_the_list_keeps_it_and_reads(walk: SignedIn, projec
     page.goto("/admin/")
     page.get_by_role("link", name="Record", exact=True).click()
     page.locator("summary", has_text="Filters").click()
-    page.get_by_label("agent", exact=True).press_sequentially("night")
+    page.get_by_role("combobox", name="agent", exact=True).press_sequentially("night-", delay=60)
+    expect(page.locator("#choices-agent option")).to_have_count(1)
     expect(page.locator("#choices-agent option")).to_have_attribute("value", "night-clerk")
-    page.get_by_label("agent", exact=True).fill("night-clerk")
+    page.get_by_role("combobox", name="agent", exact=True).fill("night-clerk")
     page.get_by_label("reward from", exact=True).fill("0.2")
     page.locator("details[open] input[type=submit]").click()
     assert page.url.endswith("?agent=night-clerk&reward_min=0.2"), "empty fields stay out of the address"
@@ -359,7 +361,7 @@ def test_a_version_leads_down_to_what_it_learned_from(walk: SignedIn, project: P
     page.locator("#content a[href*='/admin/training/trainingbatch/']").first.click()
     page.locator("#content a[href*='/admin/trajectories/group/']").first.click()
     page.locator("#content a[href*='/admin/trajectories/trajectory/']").first.click()
-    expect(page.locator("#content")).to_contain_text("I want my money back")
+    expect(page.locator("#content")).to_contain_text("You are a clerk of a shop")
 
 
 # --- who may not -----------------------------------------------------------------------------------------------------
@@ -389,7 +391,6 @@ def test_an_outsider_finds_an_empty_site_and_no_page_of_another_project(walk: Si
             assert answer.status == 404, name
     page.goto(LIST)
     expect(page.locator("#content")).to_contain_text("No trajectories yet.")
-    assert not rights.may(User.objects.get(pk=1), project, Role.READER) or True
 
 
 def test_whoever_has_no_project_is_told_what_to_do(walk: SignedIn, project: Project) -> None:
@@ -411,10 +412,10 @@ def test_everything_but_live_parts_works_without_javascript(walk: SignedIn, proj
         assert answer.status in (200, 403), name
     page.goto(LIST)
     page.locator("summary", has_text="Filters").click()
-    page.get_by_label("scenario", exact=True).fill("refund")
+    page.get_by_role("combobox", name="scenario", exact=True).fill("refund")
     page.locator("details[open] input[type=submit]").click()
     expect(page.locator("#result_list tbody tr")).to_have_count(8)
-    page.locator("#result_list th a").first.click()
+    page.locator("#result_list tbody th a").first.click()
     page.locator("a[rel=next]").first.click()
     expect(page.locator("#content")).to_contain_text("refund-6")
     page.locator("summary", has_text="You are a clerk").first.click()
