@@ -13,6 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
+from django.utils.html import format_html
 
 from training import (
     batch_pages,
@@ -47,7 +48,7 @@ from training.models import (
     TrainingRun,
 )
 from trainingsite.celery import nudge
-from trajectories import quality, rights
+from trajectories import quality, rights, shown
 from trajectories.errors import Problem, Refused
 from trajectories.history import Actor
 from trajectories.listing import Ordering, by_age, by_column
@@ -720,14 +721,14 @@ class DeploymentAdmin(WholeRow[Deployment]):
 
 @admin.register(ServingInterval)
 class ServingIntervalAdmin(ProjectAdmin[ServingInterval]):
-    list_display = ("starts_at", "ends_at", "project", "served", "audience", "slot", "weight", "by_name", "reason")
+    list_display = ("begins", "ends", "project", "served", "for_whom", "slot", "share", "by_name", "reason")
     list_select_related = ("project", "model")
     list_filter = (MyProjectsFilter, "slot")
     search_fields = ("audience__startswith", "model__version")
     ordering = (F("starts_at").desc(), "-id")
     orderings = (
-        Ordering("-starts_at", "latest first", "starts_at"),
-        Ordering("starts_at", "earliest first", "starts_at", descending=False),
+        Ordering("-starts_at", "latest first", "starts_at", column="begins"),
+        Ordering("starts_at", "earliest first", "starts_at", descending=False, column="begins"),
     )
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, object] | None = None) -> HttpResponse:
@@ -736,6 +737,22 @@ class ServingIntervalAdmin(ProjectAdmin[ServingInterval]):
     @admin.display(description="version")
     def served(self, row: ServingInterval) -> str:
         return row.model.version if row.model else "the bare base"
+
+    @admin.display(description="from")
+    def begins(self, row: ServingInterval) -> str:
+        return shown.ago(row.starts_at)
+
+    @admin.display(description="until")
+    def ends(self, row: ServingInterval) -> str:
+        return shown.ago(row.ends_at) if row.ends_at else "it still serves"
+
+    @admin.display(description="for")
+    def for_whom(self, row: ServingInterval) -> str:
+        return "every agent" if row.audience == "*" else row.audience
+
+    @admin.display(description="share")
+    def share(self, row: ServingInterval) -> str:
+        return format_html('<span class="number">{}</span>', f"{row.weight:.0%}")
 
 
 # --- people --------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class Readiness:
         missing = [check for check in self.checks if not check.ok]
         if not missing:
             return f"Ready for a {self.mode} batch."
-        more = f" ({len(missing) - 1} more)" if len(missing) > 1 else ""
+        more = f"; {len(missing) - 1} more missing" if len(missing) > 1 else ""
         return f"{missing[0].detail}{more}"
 
     def rows(self) -> list[dict[str, object]]:

@@ -70,6 +70,11 @@ def span(seconds: object) -> str:
     return f"{whole} s"
 
 
+def plain(name: object) -> str:
+    """A name of the program as people read it: held_out is "held out"."""
+    return str(name).replace("_", " ")
+
+
 def size(count: object) -> str:
     """Bytes: 12 B, 3.4 kB, 1.2 MB."""
     if not isinstance(count, int | float) or isinstance(count, bool):

@@ -241,9 +241,7 @@ def test_lists_ask_the_database_the_same_however_many_rows_there_are() -> None:
     client = sign_in(builders.make_member(project))
     few = {}
     for model, _ in nouns():
-        with CaptureQueriesContext(
-            connection,
-        ) as queries:
+        with CaptureQueriesContext(connection) as queries:
             client.get(address(model))
         few[model] = len(queries)
     for _ in range(6):
@@ -253,6 +251,21 @@ def test_lists_ask_the_database_the_same_however_many_rows_there_are() -> None:
             client.get(address(model))
         assert len(queries) <= few[model], model
         assert few[model] <= 12, model
+
+
+def test_no_page_asks_the_database_more_than_twelve_things() -> None:
+    project = builders.make_project()
+    furnish(project)
+    client = sign_in(builders.make_member(project, Role.OPERATOR))
+    asked: dict[str, int] = {}
+    for model, model_admin in nouns():
+        for row in rows_of(model, model_admin, project):
+            page = f"{address(model)}{row.pk}/change/"
+            client.get(page)  # content types and the like are read once a process
+            with CaptureQueriesContext(connection) as queries:
+                assert client.get(page).status_code == 200
+            asked[page] = sum(not one["sql"].startswith(("SAVEPOINT", "RELEASE")) for one in queries.captured_queries)
+    assert {page: n for page, n in asked.items() if n > 12} == {}
 
 
 def test_lists_never_read_payloads() -> None:

@@ -8,7 +8,7 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 
 from tests import builders
-from tests.training.candidates import evaluated, held_out
+from tests.training.candidates import attempt, evaluated
 from training import boards, judging, policies, readiness
 from training.models import (
     AgentRoute,
@@ -32,6 +32,7 @@ from trajectories.models import (
     RewardChange,
     Role,
     SharedText,
+    Split,
     Tombstone,
     Trajectory,
 )
@@ -117,8 +118,8 @@ def body(case: str, attempt: int, version: TrainedModel, dice: random.Random) ->
 
 def _play(project: Project, version: TrainedModel, dice: random.Random) -> None:
     for case in CASES:
-        for attempt in range(ATTEMPTS):
-            sent = body(case, attempt, version, dice)
+        for number in range(ATTEMPTS):
+            sent = body(case, number, version, dice)
             ingestion.record(project, formats.incoming_value(sent, "messages"))
     indexing.drain(project)
 
@@ -157,6 +158,9 @@ def _trained(
     batch = builders.make_batch(
         project, status="completed", groups=groups, parent=parent, requested_by=by, purpose="training"
     )
+    for item in batch.items.all():
+        item.judgments = list(RewardJudgment.objects.filter(trajectory=item.trajectory_id).values_list("pk", flat=True))
+        item.save(update_fields=["judgments"])
     began = timezone.now() - timedelta(hours=3)
     run = builders.make_run(
         batch, status="succeeded", step=60, total_steps=60, seconds_per_step=4.2, started_at=began,
@@ -192,11 +196,14 @@ def _curves(run: int, steps: int, dice: random.Random) -> None:
 
 def _evaluate(project: Project, versions: list[TrainedModel], by: User, dice: random.Random) -> None:
     base, serving, newest = versions
-    held_out(project, 40)
+    cases = [builders.make_scenario(project, f"s{number:02}", split=Split.HELD_OUT) for number in range(40)]
     ours = tuple(round(min(1.0, 0.55 + 0.4 * dice.random()), 2) for _ in range(40))
     theirs = tuple(round(min(1.0, 0.45 + 0.5 * dice.random()), 2) for _ in range(40))
     evaluated(serving, base, (ours, theirs))
     evaluation = evaluated(newest, serving, (theirs[::-1], ours))
+    for case, mine, other in zip(cases, theirs[::-1], ours, strict=True):
+        attempt(evaluation, case, newest.version, mine)
+        attempt(evaluation, case, serving.version, other)
     builders.make_deployment(
         newest, requested_by=by, replaces=serving, evaluation=evaluation, reason="It asks less often twice.",
         gates=[

@@ -112,7 +112,7 @@ def test_an_empty_project_names_all_that_is_missing(project: Project) -> None:
     found = readiness.check(project)
 
     assert missing(found) == ["trajectories", "scenario_groups", "data_quality"]
-    assert found.reason.endswith("(2 more)")
+    assert found.reason.endswith("; 2 more missing")
     assert found.stats["data_quality"] is None
     assert found.forecast is None
 
