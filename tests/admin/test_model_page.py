@@ -261,7 +261,7 @@ def test_another_project_finds_nothing() -> None:
     model = builders.make_model()
     outsider = sign_in(builders.make_member(builders.make_project(), Role.APPROVER))
     assert outsider.get(address(model, "made-of")).status_code == 404
-    assert outsider.get(address(model)).status_code == 302
+    assert outsider.get(address(model)).status_code == 404
 
 
 def test_each_page_asks_little() -> None:
