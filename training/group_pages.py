@@ -754,7 +754,7 @@ STRIP_WIDTH, STRIP_MARGIN, STRIP_DOT, STRIP_STACK = 640.0, 12.0, 11.0, 6
 
 
 def _strip(columns: Sequence[Column], known: Sequence[float]) -> Strip | None:
-    """A dot an attempt, where its mixed reward lies; equal ones are stacked."""
+    """A dot an attempt, where its mixed reward lies; equal ones are stacked, up to the height of six."""
     if not known:
         return None
     low, high = min(known), max(known)
@@ -772,13 +772,14 @@ def _strip(columns: Sequence[Column], known: Sequence[float]) -> Strip | None:
         x = across(column.mixed.reward)
         slot = round(x / STRIP_DOT)
         level = stacked[slot] = stacked.get(slot, -1) + 1
-        if level < STRIP_STACK:
-            placed.append((x, level, column, column.mixed.reward))
-    height = STRIP_DOT * (max((level for _, level, _, _ in placed), default=0) + 1) + 8
+        placed.append((x, level, column, column.mixed.reward))
+    tallest = max((level for _, level, _, _ in placed), default=0) + 1
+    pitch = min(STRIP_DOT, STRIP_DOT * STRIP_STACK / tallest)  # a taller stack is pressed together, none is left out
+    height = pitch * (tallest - 1) + STRIP_DOT + 8
     dots = [
         Dot(
             x,
-            round(height - 6 - level * STRIP_DOT, 1),
+            round(height - 6 - level * pitch, 1),
             f"#{column.number}: {reward:.4g}, advantage "
             + (f"{column.advantage:+.2f}" if column.advantage is not None else "none"),
             "up" if (column.advantage or 0) > 0 else "down" if (column.advantage or 0) < 0 else "level",

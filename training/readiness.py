@@ -18,6 +18,7 @@ from trajectories.models import Group, GroupState, Judging, Project, Split, Stat
 RATE_OVER = timedelta(days=7)
 FORECAST_NEEDS = 2  # arrivals, at least; from one alone there is no rate
 FARTHEST = timedelta(days=3650)
+KEPT = timedelta(days=90)  # snapshots: one every five minutes would be a hundred thousand a year
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,9 @@ def _forecast(project: Project, policy: TrainingPolicy, checks: tuple[Check, ...
 
 
 def snapshot(project: Project) -> ReadinessSnapshot:
-    """Keep what the checks say now."""
+    """Keep what the checks say now, and forget what they said `KEPT` ago."""
     found = check(project)
+    ReadinessSnapshot.objects.filter(project=project, created_at__lt=timezone.now() - KEPT).delete()
     return ReadinessSnapshot.objects.create(project=project, ready=found.ready, data=found.body())
 
 

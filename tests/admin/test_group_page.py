@@ -488,3 +488,12 @@ def test_real_runs_part_where_the_agent_first_said_something_else(project: Proje
         assert page.prefix_turns >= 1
         column_texts(page)
         assert client.get(address(group)).status_code == 200
+
+
+def test_each_attempt_has_its_dot_however_many_have_the_same_reward(project: Project) -> None:
+    rewards: list[float | None] = [*[1.0] * 12, 0.0, 0.0]
+    strip = page_of(played(project, [[says(f"answer {number}")] for number in range(14)], rewards)).strip
+    assert strip is not None
+    assert len({(dot.x, dot.y) for dot in strip.dots}) == 14
+    assert all(4.5 <= dot.y <= strip.height for dot in strip.dots)
+    assert strip.height < 90

@@ -328,3 +328,12 @@ def test_the_api_answers_for_another_mode_and_refuses_an_unknown_one(project: Pr
 
 def test_the_api_asks_for_a_key(client: Client) -> None:
     assert client.get("/api/v1/readiness/").status_code == 401
+
+
+def test_what_the_checks_said_is_kept_for_ninety_days(project: Project) -> None:
+    old, recent = readiness.snapshot(project), readiness.snapshot(project)
+    other = readiness.snapshot(builders.make_project())
+    for row, days in ((old, 91), (recent, 89), (other, 91)):
+        ReadinessSnapshot.objects.filter(pk=row.pk).update(created_at=timezone.now() - timedelta(days=days))
+    newest = readiness.snapshot(project)
+    assert set(ReadinessSnapshot.objects.values_list("pk", flat=True)) == {recent.pk, other.pk, newest.pk}
