@@ -48,7 +48,10 @@ def spoken_group(
 ) -> Group:
     """A closed group of one-call trajectories; `fields` are of single attempts, by place."""
     for place, answer in enumerate(answers):
-        call = {"messages": [{"role": "user", "content": "Rain. BUY or SELL?"}], "response": answer}
+        call = {
+            "messages": [{"role": "user", "content": f"{scenario_id.capitalize()}. BUY or SELL?"}],
+            "response": answer,
+        }
         scenario = {"id": scenario_id, "description": "Earn money.", "split": "train", "metadata": metadata or {}}
         trajectory: dict[str, object] = {
             "trajectory_id": f"{scenario_id}-{place}",
