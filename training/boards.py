@@ -13,7 +13,7 @@ from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.utils import timezone
 
-from training import automation, batches, evaluation, policies, readiness, shared_rewards
+from training import automation, batches, evaluation, judging, policies, readiness, shared_rewards
 from training.models import (
     LIVE_BATCH,
     AgentRoute,
@@ -189,7 +189,9 @@ def look(project: Project) -> Board:
         interval_hours=policy.training_interval_hours,
         next_due=due,
         trains_by_itself=policy.auto_trigger,
-        to_judge=_count(groups.filter(state=GroupState.CLOSED, judging=Judging.PENDING, is_evaluation=False)),
+        to_judge=_count(groups.filter(state=GroupState.CLOSED, judging=Judging.PENDING, is_evaluation=False))
+        if judging.can_judge(policy)  # else nothing of them waits for anybody
+        else 0,
         judge_errors=_count(groups.filter(judging=Judging.ERROR).exclude(state=GroupState.EXCLUDED)),
         held=_count(groups.filter(state=GroupState.HELD)),
         quarantined=_count(OtelRecord.objects.filter(project=project, state=SpanState.QUARANTINED)),

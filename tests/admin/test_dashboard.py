@@ -8,11 +8,12 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from pytest_django import Settings
 
 from tests import builders
 from tests.admin.test_walk_admin import ESCAPED, HOSTILE, furnish
 from tests.training.candidates import held_out
-from training import boards, readiness, shared_rewards, tasks
+from training import boards, policies, readiness, shared_rewards, tasks
 from training.models import BoardSnapshot, ReadinessSnapshot, TrainedModel
 from trajectories.models import ArrivalHour, Group, Judging, Membership, OtelRecord, Project, Role, Scenario
 
@@ -298,3 +299,16 @@ def test_hostile_words_are_shown_as_words() -> None:
     page = read(builders.make_member(project, Role.OPERATOR))
     assert ESCAPED in page
     assert "<script>alert" not in page
+
+
+def test_groups_wait_for_a_judge_only_where_one_is_set(settings: Settings) -> None:
+    project = builders.make_project()
+    builders.make_group(project)
+    settings.JUDGE_BASE_URL, settings.JUDGE_MODEL = "", ""
+    assert boards.look(project).to_judge == 0
+    policy = policies.of(project)
+    policy.reward_mix = {"recorded": 0.5, "ruler": 0.5}
+    policy.save()
+    assert boards.look(project).to_judge == 0
+    settings.JUDGE_BASE_URL, settings.JUDGE_MODEL = "http://judge", "m"
+    assert boards.look(project).to_judge == 1
