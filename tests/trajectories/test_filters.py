@@ -190,18 +190,58 @@ def test_what_was_there_before_is_looked_through_once_a_metric_is_listed(monkeyp
 def test_a_list_that_changed_while_it_was_looked_through_is_looked_through_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Somebody declares another metric in the middle, or the process is killed there: what is pending stays so."""
+    """Somebody declares another metric in the middle: what is pending stays so."""
     project = builders.make_project()
     builders.make_trajectory(project, trajectory_id="t", metrics={"score": 1, "price": 2})
     metric_values.declare(project, ["score"])
-    stale = Project.objects.get(pk=project.pk)
-    metric_values.declare(project, ["price"])
-    monkeypatch.setattr(Project.objects, "get", lambda **_: stale)
-    metric_values.look_through(stale)
+    real = metric_values._window
+
+    def in_the_middle(of: Project, names: list[str], low: int) -> int:
+        metric_values.declare(project, ["price"])
+        return real(of, names, low)
+
+    monkeypatch.setattr(metric_values, "_window", in_the_middle)
+    metric_values.look_through(project)
     monkeypatch.undo()
     assert metric_values.unfinished() == [project]
     metric_values.look_through(project)
     assert values(project) == {"t price": 2.0}
+
+
+def test_looking_through_that_was_cut_off_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metric_values, "WINDOW", 1)
+    project = builders.make_project()
+    for number in range(3):
+        builders.make_trajectory(project, trajectory_id=f"t{number}", metrics={"score": number})
+    metric_values.declare(project, ["score"])
+    real = metric_values._window
+    first = project.trajectories.order_by("pk")[0].pk
+
+    def cut_off(of: Project, names: list[str], low: int) -> int:
+        if low > first:
+            raise KeyboardInterrupt
+        return real(of, names, low)
+
+    monkeypatch.setattr(metric_values, "_window", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        metric_values.look_through(project)
+    monkeypatch.undo()
+    assert values(project) == {"t0 score": 0.0}
+    assert metric_values.unfinished() == [project]
+    metric_values.look_through(project)
+    assert values(project) == {"t0 score": 0.0, "t1 score": 1.0, "t2 score": 2.0}
+
+
+def test_of_one_that_still_runs_the_value_is_that_of_its_end() -> None:
+    project = builders.make_project()
+    row = builders.make_trajectory(project, trajectory_id="t", state="open", metrics={"score": 1})
+    metric_values.declare(project, ["score"])
+    metric_values.look_through(project)
+    assert values(project) == {}
+    row.state, row.metrics = "sealed", {"score": 7}
+    row.save()
+    metric_values.write(project, [row])
+    assert values(project) == {"t score": 7.0}
 
 
 def test_too_many_metrics_are_refused() -> None:
