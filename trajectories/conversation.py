@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from trajectories import folding, payloads, shown, transcripts
+from trajectories import folding, shown, transcripts
 from trajectories.models import Blob
 from trajectories.payloads import LlmCallPayload, Message, StepPayload
 
@@ -366,16 +366,15 @@ class Reader:
 
         return self.files.any.sub(preview, text)
 
-    def _unmarked(self, value: object, files: list[Picture]) -> object:
-        raw = payloads.encode(value).decode()
-        if self.files.any is None or not self.files.any.search(raw):
-            return value
+    def _unmarked(self, value: object, files: list[Picture], depth: int = 0) -> object:
         if isinstance(value, str):
             return self.unmark(value, files)
+        if depth > folding.DEEPEST:
+            return value
         if isinstance(value, Mapping):
-            return {key: self._unmarked(one, files) for key, one in value.items()}
-        if isinstance(value, list):
-            return [self._unmarked(one, files) for one in value]
+            return {key: self._unmarked(one, files, depth + 1) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._unmarked(one, files, depth + 1) for one in value]
         return value
 
 

@@ -15,6 +15,7 @@ OPEN_MEMBERS = 24  # … unless there are more members
 MOST_VALUES = 600  # of one tree; what is left stands as text
 LONG_TEXT = 1_200  # characters of a string that is folded
 MOST_TEXT = 20_000  # characters of a string that are shown
+DEEPEST = 60  # levels that are looked through for files; recordings have fewer
 
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)[;,]")
 SHORTEST_FILE = 64  # characters; a shorter data URL is left as text
@@ -115,7 +116,7 @@ def without_files(value: object, take: Callable[[str, str], str], depth: int = 0
     if isinstance(value, str):
         found = _DATA_URL.match(value) if len(value) >= SHORTEST_FILE else None
         return take(found[1].lower(), value) if found else value
-    if depth > 60:
+    if depth > DEEPEST:
         return value
     if isinstance(value, Mapping):
         return {key: without_files(one, take, depth + 1) for key, one in value.items()}

@@ -221,8 +221,6 @@ def _address(trajectory: Trajectory) -> str:
 
 def _calls_before(trajectory: Trajectory, step: int) -> int | None:
     """How many calls the steps before `step` made; None where nobody has counted yet."""
-    if trajectory.n_calls == trajectory.n_steps:
-        return step  # one call a step, as most have it
     rows = LlmCallLog.objects.filter(trajectory=trajectory, step__gte=step)
     return rows.order_by("position").values_list("position", flat=True).first()
 

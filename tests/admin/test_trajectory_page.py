@@ -454,3 +454,13 @@ def test_filters_that_are_none_lead_nowhere(kept: str, reader: Client, project: 
     row = record(project, recordings.native())
     record(builders.make_project(), recordings.native())
     assert chain(reader, row, "next", f"?_changelist_filters={kept}") == row.pk
+
+
+def test_calls_are_numbered_through_the_run_also_where_steps_have_none_or_two(reader: Client, project: Project) -> None:
+    steps = [recordings.step(llm_calls=[recordings.call(response=f"answer {number}")]) for number in range(60)]
+    steps[0] = recordings.step(llm_calls=[])
+    steps[59] = recordings.step(llm_calls=[recordings.call(response="one"), recordings.call(response="two")])
+    text = page(reader, record(project, recordings.native(steps=steps)), "?step=50")
+    assert "call 49 ·" in text  # of step 50
+    assert "call 59 ·" in text  # the second of step 59
+    assert "call 60 ·" not in text
