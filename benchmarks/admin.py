@@ -11,20 +11,15 @@ noisy machine the ratio to the floor and the growth count.
 
 import json
 import math
-import os
 import random
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from trainingsite.embedded import Postgres, Valkey
+from benchmarks.site import site
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -33,7 +28,6 @@ if TYPE_CHECKING:
     from trajectories.listing import Ordering
     from trajectories.models import Project
 
-ROOT = Path(__file__).resolve().parent.parent
 SIZES = (100_000, 1_000_000)
 TIMES = 21
 SEARCHED = 100_000  # trajectories that have a search text
@@ -42,29 +36,6 @@ QUERIES = 12  # on a page, at most
 PAYLOAD = ("trajectory_segments", "search_texts")  # tables that no list reads
 
 LIST_MS, PAGE_MS, BOARD_MS, GROUP_MS, SEARCH_MS = 150, 150, 200, 300, 500
-
-
-@contextmanager
-def services() -> Iterator[None]:
-    """PostgreSQL and a broker of its own, and Django set up against them."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="admin-")))
-        postgres, valkey = Postgres(folder / "postgres", folder), Valkey(folder / "valkey", folder)
-        stack.callback(postgres.stop)
-        stack.callback(valkey.stop)
-        os.environ |= {
-            "DATABASE_URL": postgres.start(),
-            "REDIS_URL": valkey.start(),
-            "DATA_DIR": str(folder / "data"),
-            "SECRET_KEY": "for-the-benchmark",
-            "LOG_LEVEL": "ERROR",
-            "DJANGO_SETTINGS_MODULE": "trainingsite.settings",
-        }
-        subprocess.run([sys.executable, "manage.py", "prepare"], check=True, capture_output=True, cwd=ROOT)
-        import django
-
-        django.setup()
-        yield
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -83,7 +54,7 @@ def fill(model: "type[Model]", low: int, high: int, /, **columns: str) -> None:
             values[column] = columns[one.name]
         elif not (one.primary_key or one.null or one.db_default is not NOT_PROVIDED):
             values[column] = "%s"
-            told.append(cast(str, one.get_db_prep_save(one.get_default(), connection)))
+            told.append(one.get_db_prep_save(one.get_default(), connection))
     names = ", ".join(f'"{name}"' for name in values)
     table = model._meta.db_table
     with connection.cursor() as cursor:
@@ -376,7 +347,7 @@ def offered_choices(client: "Client", at: str) -> list[str]:
 
 def main(sizes: Sequence[int] = ()) -> None:
     sizes = sizes or [int(one) for one in sys.argv[1:] if one.isdigit()] or SIZES
-    with services():
+    with site("admin"):
         from django.test import Client
 
         from tests import builders

@@ -10,21 +10,16 @@ is the size of these bodies.
 import gc
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
 import psycopg
 import zstandard
 
-from benchmarks.ingest import ROOT, SOURCE, copy_floor, trajectories
-from trainingsite.embedded import Postgres, Valkey
+from benchmarks.ingest import SOURCE, copy_floor, trajectories
+from benchmarks.site import site
 
 if TYPE_CHECKING:
     from trajectories.models import Project
@@ -34,30 +29,6 @@ TURNS = 3
 PAGE = 100  # trajectories that are read at once
 
 Rates = list[tuple[float, float]]  # MB a second of CPU time, and of wall time
-
-
-@contextmanager
-def site() -> Iterator[None]:
-    """PostgreSQL as the site has it, and Django in this process."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="export-")))
-        postgres, valkey = Postgres(folder / "postgres", folder), Valkey(folder / "valkey", folder)
-        stack.callback(postgres.stop)
-        stack.callback(valkey.stop)
-        os.environ |= {
-            "DATABASE_URL": postgres.start(),
-            "REDIS_URL": valkey.start(),
-            "DATA_DIR": str(folder / "data"),
-            "SECRET_KEY": "for-the-benchmark",
-            "LOG_LEVEL": "WARNING",
-            "DJANGO_SETTINGS_MODULE": "trainingsite.settings",
-        }
-        os.environ["BENCHMARK_DATABASE_URL"] = os.environ["DATABASE_URL"]
-        subprocess.run([sys.executable, "manage.py", "prepare"], check=True, capture_output=True, cwd=ROOT)
-        import django
-
-        django.setup()
-        yield
 
 
 def record(bodies: Iterable[bytes]) -> "Project":
@@ -127,7 +98,7 @@ def main() -> None:
     if not SOURCE.exists():
         print(f"export: needs {SOURCE}")
         return
-    with site():
+    with site("export"):
         from trajectories import export
 
         bodies = trajectories(REPEATS, "export")
