@@ -77,17 +77,29 @@ USUAL = (
 
 def metrics_of(request: HttpRequest) -> list[str]:
     """Names that the projects in question list, each once."""
-    return list(dict.fromkeys(name for names, _ in _listed(request) for name in names))
+    return _listed(request).names
 
 
-def _listed(request: HttpRequest) -> "list[tuple[list[str], bool]]":
-    """What each project lists, and whether its older recordings are still looked through; read once a page."""
+@dataclass(frozen=True)
+class Listed:
+    """Metrics, each once, and those of them of which older recordings are still looked through."""
+
+    names: list[str]
+    pending: list[str]
+
+
+def _listed(request: HttpRequest) -> Listed:
+    """Read once a page."""
     found = getattr(request, "_listed_metrics", None)
-    if found is None:
-        rows = Project.objects.filter(pk__in=_projects(request)).exclude(listed_metrics=[]).order_by("slug")
-        found = [(one.listed_metrics, one.metrics_since is not None) for one in rows]
-        setattr(request, "_listed_metrics", found)  # noqa: B010
-    return cast("list[tuple[list[str], bool]]", found)
+    if not isinstance(found, Listed):
+        rows = list(Project.objects.filter(pk__in=_projects(request)).exclude(listed_metrics=[]).order_by("slug"))
+        names, pending = (
+            list(dict.fromkeys(name for one in some for name in one.listed_metrics))
+            for some in (rows, [one for one in rows if one.metrics_since is not None])
+        )
+        found = Listed(names, pending)
+        setattr(request, "_listed_metrics", found)  # noqa: B010  (HttpRequest declares no such attribute)
+    return found
 
 
 def _projects(request: HttpRequest) -> list[int]:
@@ -116,8 +128,9 @@ def shown_columns(request: HttpRequest) -> list[str | Column]:
 def _metric_column(name: str) -> Column:
     @admin.display(description=name)
     def column(row: Trajectory) -> str | bool:
-        values = cast("dict[str, float]", getattr(row, "_metric_values", {}))
-        return format_html('<span class="number">{}</span>', f"{values[name]:g}" if name in values else "–")
+        values = getattr(row, "_metric_values", None)
+        value = values.get(name) if isinstance(values, dict) else None
+        return format_html('<span class="number">{}</span>', "–" if value is None else f"{value:g}")
 
     return column
 
@@ -192,7 +205,7 @@ class DeclaredFilters(ListFilter):
     def expected_parameters(self) -> list[str | None]:
         return [*self.told]
 
-    def choices(self, changelist: object) -> list[dict[str, object]]:  # type: ignore[override]
+    def choices(self, changelist: object) -> list[dict[str, object]]:  # type: ignore[override]  # a private type of the stubs
         return []
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Trajectory]) -> QuerySet[Trajectory]:
@@ -214,7 +227,7 @@ class TrajectoryList(WalkedList):
         return super().get_queryset(request, exclude_parameters)
 
     def get_filters_params(self, params: "dict[str, list[str]] | None" = None) -> dict[str, list[str]]:
-        found = cast("dict[str, list[str]]", super().get_filters_params(params))
+        found: dict[str, list[str]] = super().get_filters_params(params)
         found.pop(COLUMN, None)
         return found
 
@@ -228,7 +241,7 @@ class TrajectoryList(WalkedList):
         for one in MetricValue.objects.filter(trajectory__in=list(values), name__in=wanted):
             values[one.trajectory_id][one.name] = one.value
         for row in rows:
-            setattr(row, "_metric_values", values[row.pk])  # noqa: B010
+            setattr(row, "_metric_values", values[row.pk])  # noqa: B010  (for the columns; no field of the row)
 
     @property
     def form(self) -> "FilterForm":
@@ -298,7 +311,6 @@ class FilterForm:
     parts: Sequence[tuple[str, Sequence[FieldView]]]
     active: Sequence[Active]
     columns: Sequence[tuple[str, str, bool]]  # name, label, shown
-    columns_chosen: bool
     projects: Sequence[tuple[int, str, bool]]
     order: str
     query: str  # of the address, as a view keeps it
@@ -327,7 +339,6 @@ def _form(found: TrajectoryList) -> FilterForm:
             *((name, label, name in chosen) for name, label in COLUMNS.items() if name != "project" or len(mine) > 1),
             *((METRIC + one, one, METRIC + one in columns_asked) for one in metrics),
         ],
-        columns_chosen=bool(columns_asked),
         projects=[(pk, slug, project == str(pk)) for pk, slug in list(mine.items())[:100]] if len(mine) > 1 else [],
         order=asked.get(ORDER_VAR, ""),
         query=here,
@@ -336,7 +347,7 @@ def _form(found: TrajectoryList) -> FilterForm:
             for row in views_of(request)
         ],
         shares_with=[(pk, slug) for pk, slug in mine.items() if Role.RESEARCHER in held(request).of_pk(pk)],
-        pending=list(dict.fromkeys(name for names, waits in _listed(request) if waits for name in names)),
+        pending=_listed(request).pending,
     )
 
 

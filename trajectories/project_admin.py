@@ -190,7 +190,7 @@ class ProjectAdmin(ModelAdmin[Row], Generic[Row]):
     def _get_obj_does_not_exist_redirect(
         self, request: HttpRequest, opts: "Options[models.Model]", object_id: str | None
     ) -> HttpResponse:
-        """Stock Django says so on the first page; an address that leads nowhere is a 404, whoever's row it names."""
+        """Django's own name for a redirect to the first page; an address that leads nowhere is a 404 here."""
         raise Http404(f"There is no {opts.verbose_name} {object_id}.")
 
     # --- the page of one row -----------------------------------------------------------------------------------------

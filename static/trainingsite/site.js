@@ -15,11 +15,10 @@ const follow = (selector) => {
 const rows = () => [...document.querySelectorAll("#result_list tbody tr, [data-rows] > *")];
 
 const step = (by) => {
+  const isList = document.querySelector("#result_list, .hits") !== null;
+  if (!isList && follow(by > 0 ? 'a[rel~="next"]' : 'a[rel~="prev"]')) return;
   const all = rows();
-  if (!all.length) {
-    follow(by > 0 ? 'a[rel~="next"]' : 'a[rel~="prev"]');
-    return;
-  }
+  if (!all.length) return;
   const at = all.findIndex((row) => row.classList.contains("here"));
   const next = all[Math.min(all.length - 1, Math.max(0, at < 0 ? (by > 0 ? 0 : all.length - 1) : at + by))];
   all.forEach((row) => row.classList.toggle("here", row === next));

@@ -260,3 +260,12 @@ def test_a_project_declares_its_metrics_on_its_page(project: Project) -> None:
     assert metric_values.unfinished() == [project]
     metric_values.look_through(project)
     assert [row.value for row in MetricValue.objects.all()] == [2.0]
+
+
+def test_an_agent_is_given_to_colleagues_alone(project: Project) -> None:
+    operator = builders.make_member(project, Role.OPERATOR, name="olga")
+    builders.make_member(builders.make_project("there"), name="stranger")
+    agent = builders.make_agent(project, "clerk")
+    text = signed_in(operator).get(f"/admin/trajectories/agent/{agent.pk}/change/").content.decode()
+    assert ">olga</option>" in text
+    assert "stranger" not in text
