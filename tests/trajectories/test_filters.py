@@ -147,6 +147,20 @@ def test_the_api_and_the_admin_find_the_same(project: Project) -> None:
             assert page.count('class="action-select"') == len(ids), (name, value)
 
 
+@pytest.mark.parametrize(
+    "question",
+    ["since=0001-01-01T00:00:00%2B14:00", "until=9999-12-31T23:59:59-14:00", "steps_min=9223372036854775807",
+     "steps_max=-9223372036854775808", "group=9223372036854775807", "reward_min=-1e308", "agent=%F0%9F%90%8D",
+     "metric.score.min=1e308", "window_from=%EF%BF%BF", "metric.%25s.min=1", "metric..min=1", "agent[]=x"],
+)  # fmt: skip
+def test_what_is_at_the_edge_is_answered(project: Project, question: str) -> None:
+    _, key = builders.make_key(project, Scope.READ)
+    answer = Client().get(f"/api/v1/trajectories/?{question}", headers=builders.bearer(key))
+    assert answer.status_code in (200, 400)
+    page = signed_in(builders.make_member(project)).get(f"/admin/trajectories/trajectory/?{question}", follow=True)
+    assert page.status_code == 200
+
+
 def signed_in(user: User) -> Client:
     client = Client()
     client.force_login(user)
