@@ -127,6 +127,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(autouse=True)
+def _fresh_memory() -> None:
+    """Keys of agents and texts that a process remembers are of the database of the test before, which is flushed."""
+    from trajectories import preparing
+
+    preparing.forget()
+
+
+@pytest.fixture(autouse=True)
 def _fresh_pressure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates and looks at the disk are remembered for a while; tests begin without, and wait for a slow broker."""
     from trajectories import pressure
