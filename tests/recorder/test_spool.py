@@ -10,7 +10,7 @@ import pytest
 
 from recorder import Recorder
 from recorder.spool import CRASHED
-from tests.recorder.site import SOON, Site, away, recorder, says
+from tests.recorder.site import Site, away, recorder, says
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON = dict[str, object]
@@ -80,10 +80,11 @@ def test_a_replayer_that_dies_before_it_has_the_answer_sends_the_same_bytes_agai
     agent(tmp_path)
     bodies: list[bytes] = []
     for _ in range(2):
-        site = Site(answers=[away])
-        recording = recorder(site, spool=tmp_path, limits=SOON)
+        site = Site(answers=[away] * 10_000)  # also when it asks again before it is closed
+        recording = recorder(site, spool=tmp_path)
         assert site.arrived.wait(10)
         recording.close(10)
+        assert not site.taken
         bodies.append(site.requests[0].content)
     assert bodies[0] == bodies[1]
     assert len(bodies[0].splitlines()) == 4
